@@ -1,0 +1,3 @@
+"""Distributed PYNQ: a shelf of PYNQ boards as one Dask cluster that classifies images."""
+
+__version__ = "0.1.0"

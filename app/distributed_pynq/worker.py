@@ -1,0 +1,352 @@
+"""The network side of a board: a Dask preload that keeps one device's driver alive, and its tasks.
+
+The worker process never touches the device. It starts the driver (``driver/``) in the interpreter
+that owns pynq, asks it in JSON lines over a pipe, and hands records over through tmpfs, since
+bnn-pynq takes only paths. Every answer has a time limit; a driver that dies or hangs is replaced,
+and the fault is reported to the job, which decides what becomes of the chunk.
+
+Runs on Python 3.6 with distributed 2021.3.0 up to the newest of both. Environment:
+
+``DISTRIBUTED_PYNQ_DRIVER_PYTHON``  interpreter that owns pynq, by default this one
+``DISTRIBUTED_PYNQ_TMPFS``          folder in memory for records, by default /dev/shm
+``NOTIFY_SOCKET``                   set by systemd, which is told READY=1 and WATCHDOG=1
+"""
+
+import asyncio
+import collections
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import distributed
+from tornado.ioloop import PeriodicCallback
+
+try:
+    from pickle import PickleBuffer
+except ImportError:  # Python < 3.8
+    PickleBuffer = bytes
+
+DRIVER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "driver")
+START_LIMIT_S = 60.0
+LOAD_LIMIT_S = 120.0
+STOP_LIMIT_S = 5.0
+WATCHDOG_INTERVAL_MS = 5000
+
+
+class DeviceFault(Exception):
+    """The driver died, hung or could not be fed: the device failed, the records may be innocent."""
+
+
+class RequestError(Exception):
+    """The driver lives and refuses the request, and would refuse it again."""
+
+
+class Records:
+    """The bytes of consecutive records, which travel out of band where both ends can do so.
+
+    Parameters
+    ----------
+    buffer : bytes-like
+        Records in the form the network travels in (networks.Network.encode).
+    """
+
+    __slots__ = ("buffer",)
+
+    def __init__(self, buffer):
+        self.buffer = buffer
+
+    def __reduce_ex__(self, protocol):
+        wrap = PickleBuffer if protocol >= 5 else bytes
+        return Records, (wrap(self.buffer),)
+
+
+class Driver:
+    """One process that owns the device: started, asked and, where need be, killed.
+
+    Parameters
+    ----------
+    python : str
+        Path of the interpreter that owns pynq.
+
+    Raises
+    ------
+    DeviceFault
+        The process did not come up, with the last lines it printed.
+    """
+
+    def __init__(self, python):
+        self.loaded = None
+        self._answers = b""
+        self._process = subprocess.Popen(
+            [python, DRIVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+        )
+        self._printed = collections.deque(maxlen=20)
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+        self.device = self._answer(START_LIMIT_S, "start")
+
+    @property
+    def alive(self):
+        """Whether the process still runs."""
+        return self._process.poll() is None
+
+    def ask(self, request, limit):
+        """Send one request and wait at most ``limit`` seconds for its answer.
+
+        Raises
+        ------
+        DeviceFault
+            The driver died or gave no answer in time; it is gone now.
+        RequestError
+            The driver refused, in its own words.
+        """
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        except OSError:
+            raise self._fault("died before '{}'".format(request["do"])) from None
+        answer = self._answer(limit, request["do"])
+        if not answer["ok"]:
+            raise RequestError(answer["error"])
+        return answer
+
+    def stop(self):
+        """End the process: politely, then not."""
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdin.close()
+        self._process.stdout.close()
+
+    def _listen(self):
+        with self._process.stderr as printed:
+            for line in printed:
+                self._printed.append(line.decode(errors="replace").rstrip())
+
+    def _answer(self, limit, what):
+        deadline = time.monotonic() + limit
+        stdout = self._process.stdout
+        while b"\n" not in self._answers:
+            ready, _, _ = select.select([stdout], [], [], max(0, deadline - time.monotonic()))
+            if not ready:
+                raise self._fault("gave no answer to '{}' in {:g} s".format(what, limit))
+            piece = os.read(stdout.fileno(), 65536)
+            if not piece:
+                raise self._fault("died during '{}'".format(what))
+            self._answers += piece
+        line, self._answers = self._answers.split(b"\n", 1)
+        return json.loads(line.decode())
+
+    def _fault(self, what):
+        died = what.startswith("died")
+        if not died:
+            self._process.kill()
+        self.stop()
+        self._listener.join(1)
+        code = self._process.returncode
+        if died and code < 0:
+            what += " ({})".format(signal.Signals(-code).name)
+        elif died:
+            what += " (exit code {})".format(code)
+        printed = [line for line in self._printed if line.strip()]
+        return DeviceFault("driver " + what + (": " + printed[-1] if printed else ""))
+
+
+class Device:
+    """This worker's device: a driver that is always there, and the tmpfs folder that feeds it."""
+
+    def __init__(self):
+        self._python = os.environ.get("DISTRIBUTED_PYNQ_DRIVER_PYTHON", sys.executable)
+        tmpfs = os.environ.get("DISTRIBUTED_PYNQ_TMPFS", "/dev/shm")
+        self._folder = tempfile.mkdtemp(
+            prefix="distributed-pynq-", dir=tmpfs if os.path.isdir(tmpfs) else None
+        )
+        self._input = os.path.join(self._folder, "input")
+        self._output = os.path.join(self._folder, "output")
+        self._lock = threading.Lock()
+        self._driver = None
+        self._faults = []
+        self._require_driver()
+
+    @property
+    def description(self):
+        """What the driver said of itself: board, device, python, pid."""
+        return dict(self._driver.device)
+
+    def load(self, job, settings):
+        """Load what a job needs into the device, unless it is loaded already.
+
+        Returns
+        -------
+        dict
+            The driver's answer to 'load'.
+        """
+        with self._lock:
+            return self._load(job, settings)[1]
+
+    def run(self, job, settings, payload, request, limit):
+        """Have the driver process one payload.
+
+        Parameters
+        ----------
+        job, settings : str, dict
+            What must be loaded.
+        payload : bytes-like
+            Written to the input file on tmpfs.
+        request : dict
+            Further fields of the driver's 'run'.
+        limit : float
+            Seconds until the driver counts as hung.
+
+        Returns
+        -------
+        dict
+            The driver's answer, with 'output' (bytes) and 'faults' (list of str), those that
+            happened here since the last answer.
+        """
+        with self._lock:
+            self._load(job, settings)
+            try:
+                with open(self._input, "wb", buffering=0) as file:
+                    view = memoryview(payload).cast("B")
+                    while view:
+                        view = view[file.write(view) :]
+            except OSError as error:
+                os.remove(self._input)
+                raise DeviceFault("{}: {}".format(self._folder, error.strerror)) from None
+            asked = dict(request, do="run", input=self._input, output=self._output)
+            answer = self._driver.ask(asked, limit)
+            with open(self._output, "rb") as file:
+                answer["output"] = file.read()
+            answer["faults"], self._faults = self._faults, []
+            answer["device"] = self._driver.device["device"]
+            return answer
+
+    def close(self):
+        """Stop the driver and leave nothing on tmpfs."""
+        if self._driver is not None:
+            self._driver.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _load(self, job, settings):
+        wanted = dict(settings, job=job)
+        driver = self._require_driver()
+        if driver.loaded is not None and driver.loaded[0] != wanted:
+            driver.stop()
+            driver = self._require_driver(expected=True)
+        if driver.loaded is None:
+            driver.loaded = wanted, driver.ask(dict(wanted, do="load"), LOAD_LIMIT_S)
+        return driver.loaded
+
+    def _require_driver(self, expected=False):
+        if self._driver is not None and not self._driver.alive and not expected:
+            self._faults.append("driver died while idle")
+            self._driver.stop()
+        if self._driver is None or not self._driver.alive:
+            self._driver = Driver(self._python)
+        return self._driver
+
+
+_device = None
+
+
+def load(network, params):
+    """Task: load a network's overlay and a parameter set into this worker's device.
+
+    Returns
+    -------
+    dict
+        'classes' (list of str), 'seconds' (of the load), and what the device is: 'board',
+        'device', 'python', 'pid', 'distributed' and 'host'.
+    """
+    answer = _device.load("classify", {"network": network, "params": params})
+    return dict(
+        _device.description,
+        classes=answer["classes"],
+        seconds=answer["seconds"],
+        distributed=distributed.__version__,
+        host=socket.gethostname(),
+    )
+
+
+def classify(records, network, params, count, scores, limit):
+    """Task: classify one chunk on this worker's device.
+
+    Parameters
+    ----------
+    records : Records
+        ``count`` records in travel form.
+    network, params : str
+        What must be loaded, e.g. "cnvW1A1" and "cifar10".
+    scores : bool
+        Also return the scores of every class.
+    limit : float
+        Seconds until the driver counts as hung.
+
+    Returns
+    -------
+    dict
+        'output': bytes, int16 classes (count,), then int16 scores (count, classes) if asked;
+        'seconds' of accelerator time; 'device'; 'faults'.
+    """
+    return _device.run(
+        "classify",
+        {"network": network, "params": params},
+        records.buffer,
+        {"records": count, "scores": scores},
+        limit,
+    )
+
+
+def dask_setup(worker):
+    """Open the device before the worker registers; without it there is no worker to be."""
+    global _device
+    try:
+        _device = Device()
+    except Exception as error:
+        # Dask swallows what a preload raises and would register a worker without a device.
+        print("distributed-pynq: {}".format(error), file=sys.stderr, flush=True)
+        os._exit(1)
+    state = getattr(worker, "state", worker)
+    state.total_resources["FPGA"] = state.available_resources["FPGA"] = 1
+    if "NOTIFY_SOCKET" in os.environ:
+        worker.periodic_callbacks["systemd"] = PeriodicCallback(
+            lambda: _notify_systemd(worker), WATCHDOG_INTERVAL_MS
+        )
+        worker.loop.add_callback(_notify_until_ready, worker)
+
+
+def dask_teardown(worker):
+    """Close the device when the worker leaves."""
+    _device.close()
+
+
+async def _notify_until_ready(worker):
+    while worker.status.name != "running":
+        await asyncio.sleep(0.1)
+    _notify_systemd(worker)
+    worker.periodic_callbacks["systemd"].start()
+
+
+def _notify_systemd(worker):
+    if worker.status.name != "running":
+        return
+    address = os.environ["NOTIFY_SOCKET"]
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.sendto(b"READY=1\nWATCHDOG=1", address)

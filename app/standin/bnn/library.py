@@ -1,0 +1,155 @@
+"""The shared objects of bnn: what their C++ code (bnn/src/library/host) does, errors included.
+
+Such an object prints to file descriptor 1 behind Python's back, takes SIGINT over, and ends the
+process wherever it throws, since nothing between it and Python catches C++ exceptions.
+"""
+
+import os
+import signal
+import struct
+import threading
+
+import numpy as np
+import overlays
+from overlays import classes
+from pynq import PL
+from pynq.fabric import FABRIC, terminate
+
+RECORD_BYTES = 3073  # a CIFAR-10 record: label, 1024 red, 1024 green, 1024 blue
+IDX_HEADER = struct.Struct(">IIII")  # magic number, images, rows, columns
+IDX_MAGIC = 0x803
+SIDE = 28  # of an LFC image
+OUTPUT_WORDS = 160000  # 64-bit words in the FPGA's output buffer
+CNV_WORDS, LFC_WORDS = 16, 1  # of these per image: 64 scores of 16 bits, or one bit per class
+
+
+class Library:
+    """One network's shared object, and the FPGA behind it.
+
+    Its buffers and parameters belong to the process: all classifiers of the network share them.
+
+    Parameters
+    ----------
+    network : str
+        E.g. "cnvW1A1".
+    hardware : bool
+        Whether the FPGA does the computing, or else the processor.
+    """
+
+    def __init__(self, network, hardware):
+        self._network = network
+        self._hardware = hardware
+        self._cnv = network.startswith("cnv")
+        self._overlay = None
+        self._timestamp = None
+        self._buffers = False
+
+    def load_parameters(self, path):
+        """Set weights and thresholds from a folder; a file that is missing ends the process."""
+        self._init()
+        _print("Setting network weights and thresholds in accelerator...")
+        try:
+            self._overlay = overlays.load(path.decode(), self._network)
+        except FileNotFoundError:
+            terminate("char const*")
+        self._timestamp = PL.timestamp
+
+    def inference(self, path, number_class):
+        """Classify the first image of a file.
+
+        Returns
+        -------
+        tuple
+            Its class; its scores, int32 (number_class,), or for LFC int32 (64,), 1 at the class
+            and 0 elsewhere; and the microseconds it took.
+        """
+        raw, microseconds = self._infer(self._read(path)[:1])
+        if self._cnv:
+            scores = raw[0, :number_class].astype(np.int32)
+            return classes.cnv_one(raw[0], number_class), scores, microseconds
+        scores = (np.arange(64) == classes.lfc_one(raw[0], number_class)).astype(np.int32)
+        return int(scores.argmax()), scores, microseconds
+
+    def inference_multiple(self, path, number_class, enable_detail):
+        """Classify all images of a file.
+
+        Returns
+        -------
+        tuple
+            Their classes, int32 (images,), or with ``enable_detail``, which LFC overlooks, their
+            scores, int32 (images * number_class,); their number; the microseconds per image.
+        """
+        raw, microseconds = self._infer(self._read(path))
+        if not self._cnv:
+            results = classes.lfc_many(raw, number_class)
+        elif enable_detail:
+            results = raw[:, :number_class].ravel()
+        else:
+            results = classes.cnv_many(raw, number_class)
+        return results.astype(np.int32), len(raw), microseconds
+
+    def deinit(self):
+        """Free the buffers, even while somebody else computes with them."""
+        self._buffers = False
+
+    def _init(self):
+        self._buffers = True
+        if self._hardware and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, _exit_on_sigint)
+
+    def _read(self, path):
+        """Images of a file as uint8 (n, 3073) or (n, 784), as tiny-cnn's parsers read them."""
+        self._init()
+        try:
+            content = np.fromfile(path.decode(), np.uint8)
+        except OSError:
+            terminate("tiny_cnn::nn_error", "failed to open file:" + path.decode())
+        if self._cnv:
+            count = len(content) // RECORD_BYTES
+            return content[: count * RECORD_BYTES].reshape(count, RECORD_BYTES)
+        if len(content) < IDX_HEADER.size:
+            terminate("tiny_cnn::nn_error", "MNIST label-file format error")
+        magic, count, rows, columns = IDX_HEADER.unpack(content[: IDX_HEADER.size])
+        # The real one takes images of any size and classifies what becomes of them.
+        if magic != IDX_MAGIC or count == 0 or (rows, columns) != (SIDE, SIDE):
+            terminate("tiny_cnn::nn_error", "MNIST label-file format error")
+        pixels = content[IDX_HEADER.size :][: count * SIDE * SIDE]
+        # A short file goes on with black.
+        pixels = np.pad(pixels, (0, count * SIDE * SIDE - len(pixels)), "constant")
+        return pixels.reshape(count, SIDE * SIDE)
+
+    def _infer(self, images):
+        """Scores int16 (n, 64) or words uint64 (n,) of images, and the microseconds per image."""
+        count = len(images)
+        if count == 0:
+            os.kill(os.getpid(), signal.SIGSEGV)  # it looks at the first image's size
+        if self._cnv:
+            _print("Packing and interleaving CIFAR-10 inputs...")
+        # With CNV it checks. With LFC it runs over the end of the buffer.
+        if count * (CNV_WORDS if self._cnv else LFC_WORDS) > OUTPUT_WORDS:
+            terminate("char const*")
+        _print(
+            "Running {} test for {} images...".format(
+                "prebuilt CIFAR-10" if self._cnv else "prebinarized", count
+            )
+        )
+        if self._overlay is None or (self._hardware and PL.timestamp != self._timestamp):
+            # A real FPGA would compute with what another bitstream left there, or never end.
+            terminate("char const*")
+        compute = self._overlay.scores if self._cnv else self._overlay.words
+        raw, microseconds = FABRIC.run(lambda: compute(images), count)
+        if not self._buffers:
+            terminate("char const*")  # freed by another thread while the FPGA computed
+        each = np.float32(microseconds) / np.float32(count)
+        _print("Inference took {} microseconds, {:g} usec per image".format(microseconds, each))
+        _print("Classification rate: {:g} images per second".format(1e6 / each))
+        return raw, float(each)
+
+
+def _print(line):
+    os.write(1, line.encode() + b"\n")
+
+
+def _exit_on_sigint(signum, frame):
+    _print("Caught SIGINT, forcing exit")
+    os._exit(1)

@@ -1,0 +1,141 @@
+"""How fast a stand-in's FPGA is, and what goes wrong with it.
+
+``DISTRIBUTED_PYNQ_STANDIN_RATE``
+    Images per second: a batch of n images takes n / rate seconds, as on a board of that rate.
+    By default as fast as software can.
+``DISTRIBUTED_PYNQ_STANDIN_FAULT``
+    What happens to the N-th batch of this process, counted from 1: ``abort@N`` (the runtime kills
+    the process), ``hang@N`` (only SIGKILL ends it), ``slow@N:SECONDS`` (so much longer); several
+    are separated by commas.
+"""
+
+import contextlib
+import math
+import os
+import re
+import signal
+import time
+
+_RATE = "DISTRIBUTED_PYNQ_STANDIN_RATE"
+_FAULT = "DISTRIBUTED_PYNQ_STANDIN_FAULT"
+
+
+def parse_rate(text):
+    """Images per second of a setting, infinite where it is empty.
+
+    Raises
+    ------
+    ValueError
+        It is no positive number.
+    """
+    if not text:
+        return math.inf
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not rate > 0:
+        raise ValueError(
+            "{}={!r}: expected a positive number of images per second".format(_RATE, text)
+        )
+    return rate
+
+
+def parse_faults(text):
+    """Faults of a setting: {batch: (kind, seconds)}, batches counted from 1.
+
+    Raises
+    ------
+    ValueError
+        It does not follow the grammar above, or names a batch twice.
+    """
+    faults = {}
+    for fault in filter(None, text.split(",")):
+        match = re.fullmatch(
+            r"(?:(abort|hang)@([1-9]\d*)|(slow)@([1-9]\d*):(\d+(?:\.\d+)?))", fault.strip()
+        )
+        if match is None:
+            raise ValueError(
+                "{}={!r}: expected abort@N, hang@N or slow@N:SECONDS, not {!r}".format(
+                    _FAULT, text, fault
+                )
+            )
+        kind, batch = match.group(1) or match.group(3), int(match.group(2) or match.group(4))
+        if batch in faults:
+            raise ValueError("{}={!r}: batch {} has two faults".format(_FAULT, text, batch))
+        faults[batch] = kind, float(match.group(5) or 0)
+    return faults
+
+
+def terminate(exception, what=None):
+    """End the process as the C++ runtime does when nobody catches an exception."""
+    message = "terminate called after throwing an instance of '{}'\n".format(exception)
+    if what is not None:
+        message += "  what():  {}\n".format(what)
+    os.write(2, message.encode())
+    os.abort()
+
+
+class Fabric:
+    """The FPGA as a place where batches take their time.
+
+    Parameters
+    ----------
+    rate : float
+        Images per second.
+    faults : dict
+        {batch: (kind, seconds)}, see `parse_faults`.
+    """
+
+    def __init__(self, rate=math.inf, faults=None):
+        self.rate = rate
+        self.faults = faults or {}
+        self._batches = 0
+        self._late = 0.0
+
+    def run(self, compute, images):
+        """Process one batch.
+
+        Parameters
+        ----------
+        compute : callable
+            Does the computing.
+        images : int
+            Number of images it computes.
+
+        Returns
+        -------
+        tuple
+            What ``compute()`` returned, and the microseconds that the batch took.
+        """
+        start = time.perf_counter()
+        self._batches += 1
+        fault, delay = self.faults.get(self._batches, (None, 0.0))
+        with _native_code():
+            if fault == "abort":
+                terminate("char const*")
+            while fault == "hang":
+                signal.pause()
+            result = compute()
+            busy = max(time.perf_counter() - start, images / self.rate) + delay
+            # A sleep ends a little late. The next one makes up for it, or else the delays of a long
+            # run would add up.
+            end = start + busy - self._late
+            rest = end - time.perf_counter()
+            if rest > 0:
+                time.sleep(rest)
+                self._late = time.perf_counter() - end
+        return result, max(1, round(busy * 1e6))
+
+
+@contextlib.contextmanager
+def _native_code():
+    """Python's handlers do not run while C++ code does: SIGTERM waits until that returns."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+FABRIC = Fabric(parse_rate(os.environ.get(_RATE, "")), parse_faults(os.environ.get(_FAULT, "")))

@@ -1,0 +1,162 @@
+"""The process that owns a board's device: requests in, answers out, one JSON line each.
+
+Run as ``PYTHON distributed_pynq/driver`` by the interpreter that owns pynq (Python 3.6 or newer),
+with BOARD set, and DEVICE on a machine with several. It uses the standard library and the board's
+own modules alone.
+
+It says ``{"ready": true, ...}`` once the device is open. Then, for each line it reads:
+
+``{"do": "load", "job": NAME, ...}``
+    Load what the job needs into the device: NAME.py beside this file, whose class ``Job`` takes the
+    other fields. Once per process; loading the same again changes nothing.
+``{"do": "run", ...}``
+    Process one batch: ``Job.run`` takes the other fields.
+
+Answers are ``{"ok": true, ...}`` or ``{"ok": false, "error": "ValueError: ..."}``; after either it
+goes on. It ends when its input ends or at SIGTERM, which waits for a call into C++ to return.
+"""
+
+import importlib.util
+import inspect
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+
+
+class Driver:
+    """What is loaded into the device, and the answers to requests about it."""
+
+    def __init__(self):
+        self._loaded = None
+        self._job = None
+
+    def answer(self, line):
+        """Do what one line of input asks for, and describe what came of it as a dict."""
+        try:
+            request = json.loads(line.decode())
+            if not isinstance(request, dict):
+                raise ValueError("a request is a JSON object, not {}".format(line.decode().strip()))
+            do = request.pop("do", None)
+            if do == "load":
+                return dict(self._load(request), ok=True)
+            if do == "run":
+                return dict(self._run(request), ok=True)
+            raise ValueError("field 'do': {!r} is neither 'load' nor 'run'".format(do))
+        except Exception as error:
+            if not isinstance(error, (OSError, ValueError)):
+                traceback.print_exc()
+            return {"ok": False, "error": "{}: {}".format(type(error).__name__, error)}
+
+    def _load(self, request):
+        started = time.monotonic()
+        if self._job is None:
+            settings = dict(request)
+            job = _find_job(settings.pop("job", None))
+            self._job = job(**_arguments(job, settings))
+            self._loaded = request
+        elif request != self._loaded:
+            raise ValueError(
+                "this process has loaded {}; another load needs a fresh one".format(
+                    json.dumps(self._loaded, sort_keys=True)
+                )
+            )
+        return dict(self._job.description, seconds=time.monotonic() - started)
+
+    def _run(self, request):
+        if self._job is None:
+            raise ValueError("field 'do': nothing is loaded yet to 'run'")
+        return self._job.run(**_arguments(self._job.run, request))
+
+
+def _find_job(name):
+    names = sorted(
+        file[:-3] for file in os.listdir(FOLDER) if file.endswith(".py") and file[0] != "_"
+    )
+    if name not in names:
+        raise ValueError("field 'job': no {!r} here, only {}".format(name, ", ".join(names)))
+    spec = importlib.util.spec_from_file_location(
+        "distributed_pynq_driver_" + name, os.path.join(FOLDER, name + ".py")
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Job
+
+
+def _arguments(function, request):
+    """Check a request against the function that takes it, whose annotations are the types."""
+    parameters = inspect.signature(function).parameters
+    for field in sorted(request):
+        if field not in parameters:
+            raise ValueError("field {!r}: unknown, only {}".format(field, ", ".join(parameters)))
+    for field, parameter in parameters.items():
+        if field not in request:
+            if parameter.default is parameter.empty:
+                raise ValueError("field {!r} is missing".format(field))
+        elif type(request[field]) is not parameter.annotation:
+            raise ValueError(
+                "field {!r}: {} expected, not {}".format(
+                    field, parameter.annotation.__name__, json.dumps(request[field])
+                )
+            )
+    return request
+
+
+def _end(signum, frame):
+    sys.exit(0)
+
+
+def _claim_pipes():
+    """Take stdin and stdout for the protocol; what the board's modules print goes to stderr."""
+    requests, answers = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return os.fdopen(requests, "rb"), answers
+
+
+def _open_device():
+    """Import pynq, which opens the device, and say what it is."""
+    # bnn's C++ code takes SIGINT over at every call and ends the process at Ctrl-C, which a
+    # terminal sends to the whole process group. The worker decides when this process ends.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    signal.signal(signal.SIGTERM, _end)
+    if "BOARD" not in os.environ:
+        sys.exit("BOARD is not set; bnn needs it to be Pynq-Z1, Pynq-Z2 or Ultra96")
+    import pynq  # noqa: F401
+
+    # pynq up to 2.6.2 has a Python handler for segmentation faults, with which a process that has
+    # one spins for ever rather than dies.
+    signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+    return {
+        "ready": True,
+        "python": "{}.{}.{}".format(*sys.version_info),
+        "board": os.environ["BOARD"],
+        "device": os.environ.get("DEVICE", "0"),
+        "pid": os.getpid(),
+    }
+
+
+def main():
+    """Answer requests until there are no more."""
+    # Python puts the folder of this file on the path, and its jobs might hide the board's modules.
+    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != FOLDER]
+    requests, answers = _claim_pipes()
+    driver = Driver()
+    answer = _open_device()
+    while True:
+        os.write(answers, json.dumps(answer).encode() + b"\n")
+        line = requests.readline()
+        if not line:
+            break
+        answer = driver.answer(line)
+
+
+if __name__ == "__main__":
+    main()

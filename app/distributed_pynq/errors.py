@@ -1,4 +1,4 @@
-"""The two ways a job can be refused; every message is one line that names what is wrong and where."""
+"""The two ways a job can be refused, each told in one line that says what is wrong and where."""
 
 
 class InputError(ValueError):

@@ -32,7 +32,7 @@ from tornado.ioloop import PeriodicCallback
 try:
     from pickle import PickleBuffer
 except ImportError:  # Python < 3.8
-    PickleBuffer = bytes
+    PickleBuffer = bytes  # type: ignore[assignment, misc]
 
 DRIVER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "driver")
 START_LIMIT_S = 60.0
@@ -226,7 +226,8 @@ class Device:
                     while view:
                         view = view[file.write(view) :]
             except OSError as error:
-                os.remove(self._input)
+                if os.path.exists(self._input):
+                    os.remove(self._input)
                 raise DeviceFault("{}: {}".format(self._folder, error.strerror)) from None
             asked = dict(request, do="run", input=self._input, output=self._output)
             answer = self._driver.ask(asked, limit)

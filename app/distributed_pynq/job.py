@@ -1,0 +1,590 @@
+"""The client side of a job: cut the records into chunks, dispatch them, collect each exactly once.
+
+Every device is fed by a few slots, coroutines that each take a chunk, submit it to that device's
+worker and await the answer, so that the next chunk is on the board before the present one is done.
+A chunk travels in the task graph: nothing is lost with a board, for the client still has the
+records. What fails is tried on another board; what fails there too is cut until the bad record is
+alone and named.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import itertools
+import platform
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import dask.config
+import distributed
+import numpy as np
+import yaml
+
+from . import __version__
+from . import worker as task
+from .datasets import Dataset
+from .errors import ClusterError, InputError
+from .networks import Network
+from .predictions import Predictions
+from .report import Span
+
+# Chunks under way per device: one in the FPGA, one waiting on the board, one on its way.
+WINDOW = 3
+# FPGA time of a chunk: long enough to hide what a task costs, short enough to share fairly.
+CHUNK_S = 0.1
+LAST_CHUNK_S = 0.02
+# bnn-pynq expands pixels to floats: more images a call do not fit a board of 512 MB.
+CHUNK_MAX = {"cnv": 1_000, "lfc": 10_000}
+# A chunk that failed this often, on boards in good standing, is cut into pieces.
+ATTEMPTS = 2
+PIECES = 8
+# A chunk lost with its board this often may be what kills the boards.
+LOSSES = 5
+# A board that failed this often in a row is set aside, and probed after a pause that doubles.
+FAULTS_IN_A_ROW = 3
+PAUSE_S = 2.0
+PAUSE_MAX_S = 60.0
+WATCH_S = 0.5
+REACH_S = 10.0
+COMMIT_S = 2.0
+
+
+@dataclass(eq=False)
+class Chunk:
+    """Consecutive records start..stop, and what became of them so far."""
+
+    number: int
+    start: int
+    stop: int
+    tries: int = 0
+    attempts: int = 0
+    losses: int = 0
+    tried_by: set[str] = field(default_factory=set)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(eq=False)
+class Board:
+    """One device of the cluster and its share of the job; it outlives its worker processes."""
+
+    worker: str
+    rate: float
+    device: str = ""
+    address: str = ""
+    images: int = 0
+    chunks: int = 0
+    busy_s: float = 0.0
+    faults: list[str] = field(default_factory=list)
+    faults_in_a_row: int = 0
+    pause_s: float = PAUSE_S
+    aside_until: float = 0.0
+    under_way: int = 0
+    slots: list[asyncio.Task[None]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The board's name in the inventory; a worker's is NAME/DEVICE where there are several."""
+        return self.worker.partition("/")[0]
+
+    @property
+    def aside(self) -> bool:
+        """Whether it failed so often that it gets no records for now."""
+        return self.faults_in_a_row >= FAULTS_IN_A_ROW
+
+    @property
+    def state(self) -> str:
+        """One of "busy", "idle" and "failed" (set aside, or gone)."""
+        if not self.address or self.aside:
+            return "failed"
+        return "busy" if self.under_way else "idle"
+
+
+class Work:
+    """The records still to be done: ranges not cut yet, and chunks that came back."""
+
+    def __init__(self, ranges: Iterator[tuple[int, int]]) -> None:
+        self._ranges = collections.deque(ranges)
+        self._returned: list[Chunk] = []
+        self._numbers = itertools.count()
+        self.uncut = sum(stop - start for start, stop in self._ranges)
+
+    def take(self, worker: str, size: int) -> Chunk | None:
+        """Take a returned chunk that this worker has not tried yet, else cut a new one."""
+        for chunk in self._returned:
+            if worker not in chunk.tried_by:
+                self._returned.remove(chunk)
+                return chunk
+        if not self._ranges:
+            return None
+        start, stop = self._ranges.popleft()
+        cut = min(stop, start + size)
+        if cut < stop:
+            self._ranges.appendleft((cut, stop))
+        self.uncut -= cut - start
+        return Chunk(next(self._numbers), start, cut)
+
+    def give_back(self, chunk: Chunk) -> None:
+        """Return a chunk for another try."""
+        self._returned.append(chunk)
+
+    def cut_down(self, chunk: Chunk) -> None:
+        """Return a chunk in pieces, which are new chunks."""
+        size = -(-len(chunk) // PIECES)
+        for start in range(chunk.start, chunk.stop, size):
+            piece = Chunk(next(self._numbers), start, min(start + size, chunk.stop))
+            self._returned.append(piece)
+
+    def allow_again(self, workers: set[str]) -> bool:
+        """Let chunks that each of these workers has tried be tried by them again."""
+        stuck = [chunk for chunk in self._returned if chunk.tried_by >= workers]
+        for chunk in stuck:
+            chunk.tried_by.clear()
+        return bool(stuck)
+
+
+@contextlib.asynccontextmanager
+async def connect(address: str) -> AsyncIterator[Any]:
+    """Connect to a fleet's scheduler with the certificates that Dask's configuration names.
+
+    Yields
+    ------
+    distributed.Client
+        An asynchronous client.
+
+    Raises
+    ------
+    InputError
+        The address is not tls://HOST:PORT, or there are no certificates.
+    ClusterError
+        Nobody answers there, or refuses the certificates.
+    """
+    url = urlsplit(address)
+    try:
+        host, port = url.hostname, url.port
+    except ValueError:
+        host = port = None
+    if url.scheme != "tls" or not host or not port:
+        raise InputError(f"--scheduler {address!r}: expected tls://HOST:PORT")
+    for key in ("ca-file", "client.cert", "client.key"):
+        file = dask.config.get(f"distributed.comm.tls.{key}", None)
+        if not file or not Path(file).is_file():
+            raise InputError(
+                f"distributed.comm.tls.{key} in Dask's configuration: no file {file!r}"
+            )
+    use_engine_settings()
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), REACH_S)
+        writer.close()
+        async with distributed.Client(
+            address, security=distributed.Security(require_encryption=True), asynchronous=True
+        ) as client:
+            yield client
+    except (OSError, asyncio.TimeoutError) as error:
+        raise ClusterError(f"{address}: no scheduler reachable ({error or 'no answer'})") from error
+
+
+def use_engine_settings() -> None:
+    """Give this process the settings of dask.yaml, which every process of a cluster has."""
+    settings = yaml.safe_load(Path(__file__).with_name("dask.yaml").read_text())
+    dask.config.update(dask.config.config, settings)
+
+
+class Job:
+    """Classify the records of a data set that have no prediction yet.
+
+    Parameters
+    ----------
+    client
+        Asynchronous distributed.Client of the cluster.
+    dataset, network, params
+        What to classify, with which network and parameter set.
+    scores
+        Keep the score of every class (CNV only).
+    chunk
+        Records per task; by default what keeps a device busy for 0.1 s.
+    patience
+        Seconds without a usable board after which the job gives up.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        dataset: Dataset,
+        network: Network,
+        params: str,
+        *,
+        scores: bool = False,
+        chunk: int | None = None,
+        patience: float = 60.0,
+    ) -> None:
+        self.client = client
+        self.dataset = dataset
+        self.network = network
+        self.params = params
+        self.scores = scores
+        self.chunk = chunk
+        self.patience = patience
+        self.boards: dict[str, Board] = {}
+        self.class_names: list[str] = []
+        self.timeline: list[Span] = []
+        self.failed: list[dict[str, Any]] = []
+        self.retries = 0
+        self.wall_s = 0.0
+        self.versions: dict[str, str] = {}
+        self._token = uuid.uuid4().hex
+        self._sent = itertools.count()
+        self._news = asyncio.Event()
+        self._proven: Chunk | None = None
+
+    async def prepare(self) -> None:
+        """Load overlay and parameters into every device, before the clock starts.
+
+        Raises
+        ------
+        ClusterError
+            There is no board, or every one of them fails.
+        InputError
+            Every board refuses, e.g. since it lacks the parameter set.
+        """
+        present = await self._present()
+        if not present:
+            raise ClusterError(f"{self.client.scheduler.address}: no board has joined the cluster")
+        settings = {"network": self.network.name, "params": self.params}
+        loads = {
+            name: self._submit(task.load, address, "load", **settings)
+            for name, address in present.items()
+        }
+        refusals: dict[str, Exception] = {}
+        for name, load in loads.items():
+            board = self._board(name)
+            try:
+                answer = await load
+            except (task.DeviceFault, task.RequestError) as error:
+                refusals[name] = error
+                board.faults.append(str(error))
+                continue
+            board.device = answer["device"]
+            self.class_names = answer["classes"]
+            self.versions = {
+                "distributed_pynq": __version__,
+                "distributed": answer["distributed"],
+                "python": platform.python_version(),
+                "board_python": answer["python"],
+            }
+        if len(refusals) == len(loads):
+            told = "; ".join(f"{name}: {error}" for name, error in refusals.items())
+            refused = all(isinstance(error, task.RequestError) for error in refusals.values())
+            raise InputError(told) if refused else ClusterError(told)
+
+    async def run(self, predictions: Predictions) -> None:
+        """Classify what has no prediction yet; what is done is safe whatever happens.
+
+        Raises
+        ------
+        ClusterError
+            No usable board for ``patience`` seconds.
+        """
+        self.predictions = predictions
+        self._work = Work(predictions.missing())
+        started = self._usable_at = self._started = time.monotonic()
+        keepers = {asyncio.create_task(self._watch()), asyncio.create_task(self._commit())}
+        try:
+            while not self.done:
+                news = asyncio.create_task(self._news.wait())
+                finished, _ = await asyncio.wait(
+                    {news, *keepers}, return_when=asyncio.FIRST_COMPLETED
+                )
+                news.cancel()
+                for keeper in finished & keepers:
+                    keeper.result()
+        finally:
+            self.wall_s = time.monotonic() - started
+            await self._stop(keepers.union(*(self._release(b) for b in self.boards.values())))
+            predictions.commit()
+
+    @property
+    def classified(self) -> int:
+        """Records that have a prediction, those of an earlier run of the job among them."""
+        return self.predictions.classified
+
+    @property
+    def rate(self) -> float:
+        """Images per second so far, over all boards."""
+        seconds = time.monotonic() - self._started
+        return sum(board.images for board in self.boards.values()) / seconds
+
+    @property
+    def done(self) -> bool:
+        """Whether every record has a prediction or has failed."""
+        return self.classified + len(self.failed) == len(self.dataset)
+
+    # -- boards come and go ----------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                present = await asyncio.wait_for(self._present(), 10 * WATCH_S)
+            except (OSError, asyncio.TimeoutError):
+                present = {}
+            left: set[asyncio.Task[None]] = set()
+            for name in present:
+                self._board(name)
+            for board in self.boards.values():
+                if board.address != present.get(board.worker, ""):
+                    left |= self._release(board)
+                    board.address = present.get(board.worker, "")
+            await self._stop(left)
+            # The first chunk of every board goes out before the second of any.
+            for _ in range(WINDOW):
+                for board in self.boards.values():
+                    if board.address and len(board.slots) < WINDOW:
+                        board.slots.append(asyncio.create_task(self._slot(board)))
+            self._judge()
+            await asyncio.sleep(WATCH_S)
+
+    def _judge(self) -> None:
+        here = {board.worker for board in self.boards.values() if board.address}
+        usable = {board.worker for board in self.boards.values() if board.state != "failed"}
+        if self._work.allow_again(usable or here):
+            self._pulse()
+        if usable:
+            self._usable_at = time.monotonic()
+        elif time.monotonic() - self._usable_at > self.patience:
+            told = (f"{b.worker}: {(b.faults or ['gone'])[-1]}" for b in self.boards.values())
+            raise ClusterError(f"no usable board for {self.patience:g} s ({'; '.join(told)})")
+
+    async def _present(self) -> dict[str, str]:
+        identity = await self.client.scheduler.identity()
+        return {
+            str(info["name"]): address
+            for address, info in identity["workers"].items()
+            if "FPGA" in info["resources"]
+        }
+
+    def _board(self, worker: str) -> Board:
+        if worker not in self.boards:
+            self.boards[worker] = Board(worker, self.network.rate)
+        return self.boards[worker]
+
+    @staticmethod
+    def _release(board: Board) -> set[asyncio.Task[None]]:
+        slots, board.slots = board.slots, []
+        return set(slots)
+
+    @staticmethod
+    async def _stop(tasks: set[asyncio.Task[None]]) -> None:
+        for stopped in tasks:
+            stopped.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _commit(self) -> None:
+        while True:
+            await asyncio.sleep(COMMIT_S)
+            await asyncio.to_thread(self.predictions.commit)
+
+    # -- chunks go out and answers come back -----------------------------------------------------
+
+    async def _slot(self, board: Board) -> None:
+        while True:
+            if board.aside and not await self._readmit(board):
+                continue
+            chunk = self._work.take(board.worker, self._size(board))
+            if chunk is None:
+                await self._news.wait()
+                continue
+            board.under_way += 1
+            try:
+                answer = await self._classify(board, chunk)
+            except (task.DeviceFault, task.RequestError) as error:
+                self._fault(board, chunk, str(error))
+            except (asyncio.CancelledError, CancelledError, distributed.KilledWorker):
+                self._lost(board, chunk)
+                if asyncio.current_task() not in board.slots:
+                    raise
+            else:
+                self._collect(board, chunk, answer)
+            finally:
+                board.under_way -= 1
+
+    def _size(self, board: Board) -> int:
+        if self.chunk is not None:
+            return self.chunk
+        rate = sum(b.rate for b in self.boards.values() if b.state != "failed") or board.rate
+        # Towards the end chunks shrink, so that all boards finish together.
+        share_s = self._work.uncut / rate / WINDOW
+        wanted_s = min(CHUNK_S, max(LAST_CHUNK_S, share_s))
+        return max(1, min(int(board.rate * wanted_s), CHUNK_MAX[self.network.kind]))
+
+    async def _classify(self, board: Board, chunk: Chunk) -> dict[str, Any]:
+        chunk.tries += 1
+        self.retries += chunk.tries > 1
+        future = self._submit(
+            task.classify,
+            board.address,
+            self.network.name,
+            records=task.Records(
+                self.network.encode(self.dataset.records(chunk.start, chunk.stop))
+            ),
+            network=self.network.name,
+            params=self.params,
+            count=len(chunk),
+            scores=self.scores,
+            limit=10 + 10 * len(chunk) / board.rate,
+        )
+        return dict(await future)
+
+    def _submit(self, function: Any, address: str, title: str, **arguments: Any) -> Any:
+        return self.client.submit(
+            function,
+            key=f"{title}-{self._token}-{next(self._sent)}",
+            workers=[address],
+            resources={"FPGA": 1},
+            **arguments,
+        )
+
+    def _collect(self, board: Board, chunk: Chunk, answer: dict[str, Any]) -> None:
+        output = np.frombuffer(answer["output"], "<i2")
+        classes, scores = output[: len(chunk)], output[len(chunk) :]
+        self.predictions.put(
+            chunk.start,
+            chunk.stop,
+            (board.name, answer["device"]),
+            classes,
+            scores.reshape(len(chunk), -1) if self.scores else None,
+        )
+        now, busy_s = time.monotonic() - self._started, answer["seconds"]
+        board.device = answer["device"]
+        board.images += len(chunk)
+        board.chunks += 1
+        board.busy_s += busy_s
+        board.rate += (len(chunk) / busy_s - board.rate) / 2
+        board.faults += answer["faults"]
+        board.faults_in_a_row = 0
+        self._proven = chunk
+        self.timeline.append(
+            Span(board.name, board.device, max(0, now - busy_s), now, len(chunk), chunk.number)
+        )
+        if self.done:
+            self._pulse()
+
+    # -- what fails ------------------------------------------------------------------------------
+
+    def _fault(self, board: Board, chunk: Chunk, reason: str) -> None:
+        # A board that fails with everything says nothing about the records.
+        chunk.attempts += not board.aside
+        chunk.tried_by.add(board.worker)
+        self._blame(board, reason)
+        if chunk.attempts < ATTEMPTS:
+            self._work.give_back(chunk)
+        elif len(chunk) > 1:
+            self._work.cut_down(chunk)
+        else:
+            self.failed.append({"index": chunk.start, "reason": f"{board.worker}: {reason}"})
+        self._pulse()
+
+    def _lost(self, board: Board, chunk: Chunk) -> None:
+        chunk.losses += 1
+        if chunk.losses % LOSSES == 0:
+            self._fault(board, chunk, f"lost with its board {chunk.losses} times")
+        else:
+            self._work.give_back(chunk)
+            self._pulse()
+
+    def _blame(self, board: Board, reason: str) -> None:
+        board.faults.append(reason)
+        board.faults_in_a_row += 1
+        if board.aside:
+            board.aside_until = time.monotonic() + board.pause_s
+            board.pause_s = min(2 * board.pause_s, PAUSE_MAX_S)
+
+    async def _readmit(self, board: Board) -> bool:
+        """Wait out the pause of a board that was set aside, then try it on records that are known
+        to be good; with none known yet, the next chunk is the trial.
+        """
+        while (pause := board.aside_until - time.monotonic()) > 0:
+            await asyncio.sleep(pause)
+        if not board.aside or self._proven is None:
+            return True
+        # One slot tries; the others wait for how it ends.
+        board.aside_until = time.monotonic() + 1
+        if asyncio.current_task() is not board.slots[0]:
+            return False
+        try:
+            await self._classify(board, self._proven)
+        except (task.DeviceFault, task.RequestError) as error:
+            self._blame(board, str(error))
+        except (asyncio.CancelledError, CancelledError, distributed.KilledWorker):
+            if asyncio.current_task() not in board.slots:
+                raise
+        else:
+            board.faults_in_a_row = 0
+            board.aside_until = 0.0
+        return not board.aside
+
+    def _pulse(self) -> None:
+        """Wake all who wait for news."""
+        self._news.set()
+        self._news.clear()
+
+    # -- what is told ----------------------------------------------------------------------------
+
+    def summary(self, present: int, duplicates: int, correct: int | None) -> dict[str, Any]:
+        """The content of summary.json.
+
+        Parameters
+        ----------
+        present, duplicates
+            Records in predictions.parquet, and rows too many, as read back from it.
+        correct
+            Records with the class of their label; None without labels.
+        """
+        boards = [b for b in self.boards.values() if b.chunks or b.faults or b.address]
+        done = sum(board.images for board in boards)
+        rate = sum(b.images / b.busy_s for b in boards if b.busy_s)
+        ideal_s = done / rate if rate else 0.0
+        return {
+            "job": "classify",
+            "dataset": self.dataset.name,
+            "network": self.network.name,
+            "params": self.params,
+            "images": len(self.dataset),
+            "classified": present,
+            "lost": len(self.dataset) - present - len(self.failed),
+            "duplicates": duplicates,
+            "retries": self.retries,
+            "accuracy": None if correct is None or not present else correct / present,
+            "wall_s": self.wall_s,
+            "images_per_s": done / self.wall_s if self.wall_s else 0.0,
+            "ideal_s": ideal_s,
+            "efficiency": ideal_s / self.wall_s if self.wall_s else 0.0,
+            "boards": [
+                {
+                    "name": board.name,
+                    "address": board.address,
+                    "device": board.device,
+                    "images": board.images,
+                    "chunks": board.chunks,
+                    "busy_s": board.busy_s,
+                    "images_per_s": board.images / board.busy_s if board.busy_s else 0.0,
+                    "faults": len(board.faults),
+                }
+                for board in boards
+            ],
+            "faults": [
+                {"board": board.worker, "reason": reason}
+                for board in boards
+                for reason in board.faults
+            ],
+            "failed": sorted(self.failed, key=lambda record: int(record["index"])),
+            "versions": self.versions,
+        }

@@ -1,0 +1,72 @@
+"""A running job, to be seen: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .job import Job
+
+REFRESH_S = 0.25
+LINE_EVERY_S = 5.0
+
+
+@contextlib.asynccontextmanager
+async def shown(job: Job, console: Console, *, quiet: bool) -> AsyncIterator[None]:
+    """Show how a job gets on, until the block ends."""
+    show = _lines if quiet or not console.is_terminal else _bar
+    task = asyncio.create_task(show(job, console))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def boards(job: Job) -> str:
+    """How many boards are in which state, e.g. "3 busy, 1 failed (z1-04)"."""
+    states = Counter(board.state for board in job.boards.values())
+    failed = [board.worker for board in job.boards.values() if board.state == "failed"]
+    parts = [f"{states[state]} {state}" for state in ("busy", "idle", "failed") if states[state]]
+    return ", ".join(parts) + (f" ({', '.join(failed)})" if failed else "")
+
+
+async def _bar(job: Job, console: Console) -> None:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:,.0f} images/s"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[boards]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        total = len(job.dataset)
+        bar = progress.add_task(job.network.name, total=total, rate=0.0, boards="")
+        try:
+            while True:
+                _update(progress, bar, job)
+                await asyncio.sleep(REFRESH_S)
+        finally:
+            _update(progress, bar, job)
+
+
+def _update(progress: Progress, bar: object, job: Job) -> None:
+    progress.update(bar, completed=job.classified, rate=job.rate, boards=boards(job))  # type: ignore[arg-type]
+
+
+async def _lines(job: Job, console: Console) -> None:
+    while True:
+        await asyncio.sleep(LINE_EVERY_S)
+        left = len(job.dataset) - job.classified
+        eta = f"{left / job.rate:,.0f} s left" if job.rate else "waiting for a board"
+        console.print(
+            f"{job.classified:,} of {len(job.dataset):,} images, {job.rate:,.0f} images/s, "
+            f"{eta}; {boards(job)}",
+            highlight=False,
+        )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
 from .errors import InputError
 
@@ -22,7 +22,9 @@ def record(path: Path, kind: str) -> Bytes:
     """
     try:
         with Image.open(path, formats=["PNG", "JPEG"]) as picture:
-            ImageOps.exif_transpose(picture, in_place=True)
+            # Not unless it must: it reads the whole picture, and a JPEG is better read small.
+            if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                ImageOps.exif_transpose(picture, in_place=True)
             return (_cnv if kind == "cnv" else _lfc)(_eight_bits(picture))
     except UnidentifiedImageError as error:
         raise InputError(f"{path}: unreadable picture, neither PNG nor JPEG at offset 0") from error

@@ -128,6 +128,7 @@ def _reason(error: Exception) -> str:
         return error.strerror
     return {
         "ConnectionError": "no connection",
+        "ProxyError": "no connection through the proxy",
         "ConnectTimeout": "no answer",
         "ReadTimeout": "no answer",
         "SSLError": "its certificate is not trusted",

@@ -1,0 +1,1 @@
+export XILINX_XRT=/usr

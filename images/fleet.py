@@ -1,0 +1,206 @@
+"""Stand-in boards in containers: factory-fresh, on a network of their own, with an inventory.
+
+usage: fleet.py up [--boards N] | down
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+INVENTORY = ROOT / "inventory.fleet.ini"
+STATE = ROOT / ".fleet"
+DEPLOYMENT = ROOT / ".deploy" / INVENTORY.stem
+
+SUITE = "bookworm"
+BASE_IMAGE = f"distributed-pynq/board-base:{SUITE}"
+IMAGE = f"distributed-pynq/board:{SUITE}"
+LABEL = "distributed-pynq.fleet"
+NETWORK = "distributed-pynq-fleet"
+SUBNET = "192.168.2.0/24"
+HOST = "192.168.2.1"
+BOOT_LIMIT_S = 60.0
+
+# systemd as a container's first process asks for these, and for no more.
+SYSTEMD = [
+    *("--cap-add", "SYS_ADMIN", "--cap-add", "NET_ADMIN", "--cgroupns", "private"),
+    *("--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined"),
+    *("--tmpfs", "/run", "--tmpfs", "/run/lock", "--shm-size", "256m"),
+]
+CGROUP_V2 = ["--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw"]
+
+BNN_SETUP = """\
+from setuptools import find_packages, setup
+
+setup(name="bnn-pynq", version="0.1", packages=find_packages(), include_package_data=True)
+"""
+
+
+def docker(*arguments: str, stdin: bytes | None = None) -> str:
+    """Run a docker command; returns what it prints, raises CalledProcessError."""
+    command = ["docker", *arguments]
+    printed = subprocess.run(command, check=True, input=stdin, stdout=subprocess.PIPE).stdout
+    return printed.decode().strip()
+
+
+def up(boards: int) -> None:
+    """Start a fresh fleet and write its inventory, in place of the fleet there is.
+
+    Raises SystemExit where there is no Docker engine or a board does not boot.
+    """
+    down()
+    build_image()
+    docker("network", "create", "--internal", "--subnet", SUBNET, "--gateway", HOST, NETWORK)
+    for number in range(1, boards + 1):
+        start(number)
+    for number in range(1, boards + 1):
+        await_ssh(name(number), bootstrap_address(number))
+    pack_bnn(STATE / "bnn-pynq.tar.gz")
+    INVENTORY.write_text(inventory(boards))
+    print(f"{boards} boards are up: {INVENTORY.name}")
+
+
+def down() -> None:
+    """Remove the fleet's containers, network, inventory and what deploying remembers of it."""
+    try:
+        containers = docker("ps", "--all", "--quiet", "--filter", f"label={LABEL}").split()
+    except (OSError, subprocess.CalledProcessError):
+        sys.exit("fleet: no Docker engine answers; start one, or see `docker info`")
+    if containers:
+        docker("rm", "--force", "--volumes", *containers)
+    if docker("network", "ls", "--quiet", "--filter", f"name=^{NETWORK}$"):
+        docker("network", "rm", NETWORK)
+    INVENTORY.unlink(missing_ok=True)
+    shutil.rmtree(DEPLOYMENT, ignore_errors=True)
+
+
+def name(number: int) -> str:
+    """Inventory name of a board."""
+    return f"z1-{number:02}"
+
+
+def bootstrap_address(number: int) -> str:
+    """Address that a factory-fresh board gets, as if from DHCP."""
+    return f"192.168.2.{100 + number}"
+
+
+def build_image() -> None:
+    """Build the stand-in image, or find it built."""
+    packages = (ROOT / "images/board/packages").read_text().split()
+    base = os.environ.get("BOARD_BASE", f"debian:{SUITE}-slim")
+    subprocess.run([str(ROOT / "images/base.sh"), BASE_IMAGE, SUITE, base, *packages], check=True)
+    context = io.BytesIO()
+    with tarfile.open(fileobj=context, mode="w") as tar:
+        for folder in ("images/board", "app/standin"):
+            tar.add(ROOT / folder, folder, filter=_source)
+    docker(
+        *("build", "--quiet", "--build-arg", f"BASE={BASE_IMAGE}", "--tag", IMAGE),
+        *("--file", "images/board/Dockerfile", "-"),
+        stdin=context.getvalue(),
+    )
+
+
+def start(number: int) -> None:
+    """Start the container of a board."""
+    cgroups = CGROUP_V2 if docker("info", "--format", "{{.CgroupVersion}}") == "2" else []
+    docker(
+        *("run", "--detach", "--name", f"{NETWORK}-{name(number)}", "--label", LABEL),
+        *("--network", NETWORK, "--ip", bootstrap_address(number)),
+        *("--env", "STANDIN_BOARD=Pynq-Z1"),
+        *SYSTEMD,
+        *cgroups,
+        IMAGE,
+    )
+
+
+def await_ssh(board: str, address: str) -> None:
+    """Wait until a board lets somebody log in."""
+    deadline = time.monotonic() + BOOT_LIMIT_S
+    while time.monotonic() < deadline:
+        try:
+            with socket.create_connection((address, 22), 1) as connection:
+                if connection.recv(4) == b"SSH-":
+                    return
+        except OSError:
+            time.sleep(0.2)
+    print(docker("exec", f"{NETWORK}-{board}", "systemctl", "--failed", "--no-pager"))
+    sys.exit(f"fleet: {board} does not answer at {address} after {BOOT_LIMIT_S:.0f} s")
+
+
+def pack_bnn(archive: Path) -> None:
+    """Pack the double of BNN-PYNQ as a source archive, with BNN-PYNQ's parameters where we have them."""
+    archive.parent.mkdir(exist_ok=True)
+    data = os.environ.get("DISTRIBUTED_PYNQ_DATA")
+    parameters = Path(data or "", "bnn-pynq", "params.tar.gz")
+    with tarfile.open(archive, "w:gz") as tar:
+        _add_text(tar, "bnn-pynq/setup.py", BNN_SETUP)
+        _add_text(tar, "bnn-pynq/MANIFEST.in", "graft bnn\n")
+        tar.add(ROOT / "app/standin/bnn", "bnn-pynq/bnn", filter=_source)
+        if data and parameters.is_file():
+            with tarfile.open(parameters) as sets:
+                for member in filter(tarfile.TarInfo.isfile, sets):
+                    content = sets.extractfile(member)
+                    member.name = f"bnn-pynq/bnn/params/{Path(member.name)}"
+                    tar.addfile(member, content)
+
+
+def inventory(boards: int) -> str:
+    """The inventory of a fleet, as inventory.example.ini explains it."""
+    rows = "\n".join(
+        f"{name(n)} ansible_host={bootstrap_address(n)} address=192.168.2.{10 + n}"
+        for n in range(1, boards + 1)
+    )
+    return f"""\
+# Written by `make fleet`.
+[boards]
+{rows}
+
+[boards:vars]
+image={SUITE}
+board=Pynq-Z1
+
+[scheduler]
+host ansible_connection=local address={HOST}
+
+[all:vars]
+subnet={SUBNET}
+bnn_source={STATE.name}/bnn-pynq.tar.gz
+"""
+
+
+def _source(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    cache = ("__pycache__", ".ruff_cache", ".mypy_cache")
+    member.mtime = 0
+    return None if Path(member.name).name in cache else member
+
+
+def _add_text(tar: tarfile.TarFile, path: str, text: str) -> None:
+    member = tarfile.TarInfo(path)
+    member.size = len(text.encode())
+    tar.addfile(member, io.BytesIO(text.encode()))
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("up").add_argument("--boards", type=int, default=3)
+    commands.add_parser("down")
+    arguments = parser.parse_args()
+    if arguments.command == "up":
+        up(arguments.boards)
+    else:
+        down()
+
+
+if __name__ == "__main__":
+    main()

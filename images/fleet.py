@@ -137,7 +137,7 @@ def await_ssh(board: str, address: str) -> None:
 
 
 def pack_bnn(archive: Path) -> None:
-    """Pack the double of BNN-PYNQ as a source archive, with BNN-PYNQ's parameters where we have them."""
+    """Pack the double of BNN-PYNQ as a source archive, with its parameter sets if they are here."""
     archive.parent.mkdir(exist_ok=True)
     data = os.environ.get("DISTRIBUTED_PYNQ_DATA")
     parameters = Path(data or "", "bnn-pynq", "params.tar.gz")

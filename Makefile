@@ -1,0 +1,60 @@
+# Every target sets itself up: a virtual environment in .venv with locked requirements.
+# Needs make and Python 3.10-3.12; PYTHON=python3.12 chooses another than python3.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PYTHON    ?= python3
+INVENTORY ?= $(firstword $(wildcard inventory.ini inventory.fleet.ini))
+BOARDS    ?= 2
+
+VENV := .venv
+BIN  := $(VENV)/bin
+LOCK := app/requirements
+
+##@ Classify
+.PHONY: run-classification
+run-classification: $(VENV)/host ## Classify on the fleet of inventory.ini, without one on two stand-in boards
+	@echo "no inventory.ini: $(BOARDS) stand-in boards on this machine classify $(or $(DATASET),the held-out digits)"
+	$(BIN)/distributed-pynq classify $(DATASET) --boards $(BOARDS) \
+	  $(addprefix --network ,$(NETWORK)) $(addprefix --params ,$(PARAMS)) $(ARGS)
+
+##@ Develop
+.PHONY: test lint lock
+test: $(VENV)/test ## Run everything this machine can run; name what is left out, and why
+	$(BIN)/python -m pytest tests -rs $(ARGS)
+
+lint: $(VENV)/test ## Check style and types
+	cd app && ../$(BIN)/ruff check --config pyproject.toml . ../tests
+	cd app && ../$(BIN)/ruff format --check --config pyproject.toml . ../tests
+	cd app && ../$(BIN)/mypy
+
+lock: $(VENV)/test ## Renew the locked requirements from app/pyproject.toml
+	cd app && for lock in "host:host standin" "deploy:deploy" "test:host standin deploy test"; do \
+	  ../$(BIN)/uv pip compile -q -U --universal --python-version 3.10 --generate-hashes --no-header \
+	    pyproject.toml $$(printf -- '--extra %s ' $${lock#*:}) -o requirements/$${lock%%:*}.lock || exit; \
+	done
+
+##@ About
+.PHONY: help clean
+help: ## List the targets
+	@awk -F ':.*## ' '/^##@/ { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+clean: ## Delete the virtual environment and caches
+	rm -rf $(VENV) .venv-* .pytest_cache app/.mypy_cache app/.ruff_cache app/*.egg-info
+
+# Stamps: $(VENV)/NAME is newer than the lock whose requirements are installed.
+$(VENV)/host $(VENV)/deploy $(VENV)/test: $(VENV)/%: $(LOCK)/%.lock | $(VENV)/made
+	@echo "installing the requirements of $<"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r $<
+	@if [ $* != deploy ]; then \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e app; fi
+	@touch $@
+
+$(VENV)/made:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || \
+	  { echo "$(PYTHON) is $$($(PYTHON) -V): Python 3.10-3.12 is needed; choose one with PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@

@@ -246,7 +246,7 @@ def _open(path: Path) -> tuple[IO[bytes], int]:
             ) from error
         except (gzip.BadGzipFile, zlib.error) as error:
             raise InputError(
-                f"{path}: damaged gzip, found after {file.tell()} unpacked bytes ({error})"
+                f"{path}: expected an undamaged gzip from offset 0 on ({error})"
             ) from error
         file.seek(0)
     return file, os.fstat(file.fileno()).st_size

@@ -175,7 +175,7 @@ def _unpack(archive: Path, folder: Path) -> None:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(content.read())
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{archive}: damaged archive ({error})") from error
+        raise InputError(f"{archive}: damaged, expected a whole tar.gz or tar.xz") from error
     except OSError as error:
         raise InputError(f"{archive}: cannot be unpacked ({error})") from error
     if not folder.is_dir():

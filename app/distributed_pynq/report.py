@@ -167,7 +167,7 @@ def _blocks(spans: Sequence[Span], end_s: float) -> list[Block]:
     busy = np.cumsum(np.diff(moments, prepend=0.0) * (np.arange(moments.size) % 2))
     edges = np.linspace(0.0, end_s, SLICES_PER_DEVICE + 1)
     shares = np.diff(np.interp(edges, moments, busy)) / np.diff(edges)
-    levels = np.ceil(np.round(shares * 4, 6)) / 4
+    levels = np.where(shares > 0, np.maximum(np.round(shares * 8), 1), 0) / 8
     bounds = [0, *(np.flatnonzero(np.diff(levels)) + 1), SLICES_PER_DEVICE]
     return [
         Block(float(edges[start]), float(edges[stop]), float(levels[start]))
@@ -218,21 +218,26 @@ def _tally(predictions: Path, classes: int) -> Tally:
 def _draw(path: Path, summary: Mapping[str, Any], lanes: Sequence[Lane], end_s: float) -> None:
     """performance.png: a row per device, its rate on the left and its timeline on the right."""
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     ink, muted, accent, pale = "#15181e", "#5b6472", "#2f5fd0", "#dfe6f7"
-    height = 1.9 + 0.34 * max(2, len(lanes))
-    figure = Figure(figsize=(11, height), dpi=150, layout="constrained", facecolor="white")
+    height = 1.35 + 0.34 * max(2, len(lanes))
+    figure = Figure(figsize=(11, height), dpi=150, facecolor="white")
+    figure.set_layout_engine("constrained", wspace=0.04)
     rates, times = figure.subplots(1, 2, sharey=True, width_ratios=(2, 3))
     rows = range(len(lanes))
     rates.barh(rows, [lane.ideal for lane in lanes], 0.62, color=pale)
-    rates.barh(rows, [lane.rate for lane in lanes], 0.62, color=accent, label="in the job")
+    bars = rates.barh(rows, [lane.rate for lane in lanes], 0.62, color=accent)
     for row, lane in enumerate(lanes):
-        first = {"label": "ideal: never waiting"} if row == 0 else {}
-        rates.plot([lane.ideal] * 2, [row - 0.41, row + 0.41], color=ink, linewidth=1.6, **first)
+        if lane.ideal:
+            rates.plot([lane.ideal] * 2, [row - 0.41, row + 0.41], color=ink, linewidth=1.6)
         for share in {block.share for block in lane.blocks}:
             blocks = [(b.start_s, b.stop_s - b.start_s) for b in lane.blocks if b.share == share]
-            edges = {"edgecolor": "white", "linewidth": 0.6} if lane.exact else {}
-            times.broken_barh(blocks, (row - 0.31, 0.62), color=accent, alpha=share, **edges)
+            edge = 0.6 if lane.exact else 0.0
+            times.broken_barh(
+                blocks, (row - 0.31, 0.62), facecolor=(accent, share), edgecolor="white",
+                linewidth=edge,
+            )  # fmt: skip
     rates.set_yticks(rows, labels=[lane.name for lane in lanes], color=ink, parse_math=False)
     rates.set_ylim(max(2, len(lanes)) - 0.5, -0.5)
     rates.set_xlim(0, 1.06 * max([1.0, *(max(lane.rate, lane.ideal) for lane in lanes)]))
@@ -244,11 +249,12 @@ def _draw(path: Path, summary: Mapping[str, Any], lanes: Sequence[Lane], end_s: 
     times.set_xlabel("since the job began")
     times.set_title("Busy when", loc="left", fontsize=10, color=ink)
     rates.set_title("Throughput", loc="left", fontsize=10, color=ink)
-    if lanes:
-        rates.legend(
-            loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False, fontsize=8,
-            labelcolor=muted, handlelength=1.2, borderaxespad=0.4,
-        )  # fmt: skip
+    line = Line2D([], [], color=ink, marker="|", markersize=9, markeredgewidth=1.6, linestyle="")
+    rates.legend(
+        [bars, line], ["in the job", "ideal: never waiting"], loc="lower right", ncols=2,
+        bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8, labelcolor=muted, handlelength=1.2,
+        borderaxespad=0.4, columnspacing=1.2,
+    )  # fmt: skip
     for axes in (rates, times):
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.spines["bottom"].set_color("#c3c9d2")
@@ -286,6 +292,7 @@ def _render(
         number=_number, rate=_rate, percent=_percent, duration=_duration, short=_short, count=_count
     )
     labelled = tally.right + tally.wrong
+    faults = Counter((fault["board"], fault["reason"]) for fault in summary["faults"])
     return environment.get_template("report.html").render(
         s=summary,
         lanes=[
@@ -310,7 +317,9 @@ def _render(
         matrix=_matrix(tally, class_names) if labelled else None,
         given=_given(tally, class_names),
         pictures=_pictures(tally.mistakes, dataset, class_names) if dataset else [],
-        failures=_failures(summary.get("failed", [])),
+        reasons=[(*fault, times) for fault, times in faults.most_common(REASONS)],
+        failures=_failures(summary["failed"]),
+        done=sum(board["images"] for board in summary["boards"]),
     )
 
 

@@ -59,7 +59,7 @@ def job(boards=2, images=599, chunk=50, rate=500.0, failed=()):
             }
         )
     wall = max([0.1, *(span.stop_s for span in timeline)]) + 0.02
-    ideal = images / (boards * rate)
+    ideal = (images - len(failed)) / (boards * rate)
     summary = {
         "job": "classify",
         "dataset": "digits",
@@ -67,7 +67,7 @@ def job(boards=2, images=599, chunk=50, rate=500.0, failed=()):
         "params": "digits",
         "images": images,
         "classified": images - len(failed),
-        "lost": len(failed),
+        "lost": 0,
         "duplicates": 0,
         "retries": 0,
         "accuracy": None,
@@ -77,6 +77,7 @@ def job(boards=2, images=599, chunk=50, rate=500.0, failed=()):
         "efficiency": ideal / wall,
         "boards": entries,
         "versions": {"distributed_pynq": "0.1.0", "distributed": "2026.8.0", "python": "3.11.7"},
+        "faults": [],
         "failed": list(failed),
     }
     return summary, timeline
@@ -245,6 +246,25 @@ def test_a_job_in_which_every_record_failed(tmp_path):
     rows = page.text[page.text.index("Reason") :]
     order = ["driver hung", "0\u20136, 8\u201339", "driver aborted"]
     assert sorted(order, key=rows.index) == order
+
+
+def test_faults_are_told_once_per_board_and_reason(tmp_path):
+    summary, timeline = job()
+    summary["faults"] = [{"board": "z1-01", "reason": "driver <died>"}] * 3
+    summary["boards"][1].update(faults=3, address="")
+    predictions(tmp_path, *drawn(599, 10))
+    text = " ".join(written(tmp_path, summary, timeline).text.split())
+    assert "z1-01 driver <died> (3 times)" in text and "3 faults" in text and "gone" in text
+
+
+def test_resumed_job_tells_what_was_there_before(tmp_path):
+    summary, timeline = job(images=100)
+    summary.update(images=599, classified=599)
+    predictions(tmp_path, *drawn(599, 10))
+    text = " ".join(written(tmp_path, summary, timeline).text.split())
+    assert "100 images classified by 2 devices" in text
+    assert "Another 499 were there from an earlier run" in text
+    assert text.count("50.0 %") == 2
 
 
 def test_many_reasons_and_scattered_indices_stay_short(tmp_path):

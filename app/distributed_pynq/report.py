@@ -292,7 +292,7 @@ def _render(
         number=_number, rate=_rate, percent=_percent, duration=_duration, short=_short, count=_count
     )
     labelled = tally.right + tally.wrong
-    faults = Counter((fault["board"], fault["reason"]) for fault in summary["faults"])
+    faults = Counter((fault["board"], fault["reason"]) for fault in summary.get("faults", []))
     return environment.get_template("report.html").render(
         s=summary,
         lanes=[
@@ -318,7 +318,7 @@ def _render(
         given=_given(tally, class_names),
         pictures=_pictures(tally.mistakes, dataset, class_names) if dataset else [],
         reasons=[(*fault, times) for fault, times in faults.most_common(REASONS)],
-        failures=_failures(summary["failed"]),
+        failures=_failures(summary.get("failed", [])),
         done=sum(board["images"] for board in summary["boards"]),
     )
 

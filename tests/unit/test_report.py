@@ -77,7 +77,6 @@ def job(boards=2, images=599, chunk=50, rate=500.0, failed=()):
         "efficiency": ideal / wall,
         "boards": entries,
         "versions": {"distributed_pynq": "0.1.0", "distributed": "2026.8.0", "python": "3.11.7"},
-        "faults": [],
         "failed": list(failed),
     }
     return summary, timeline

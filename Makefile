@@ -17,8 +17,8 @@ LOCK := app/requirements
 .PHONY: run-classification
 run-classification: $(VENV)/host ## Classify on the fleet of inventory.ini, without one on two stand-in boards
 	@echo "no inventory.ini: $(BOARDS) stand-in boards on this machine classify $(or $(DATASET),the held-out digits)"
-	$(BIN)/distributed-pynq classify $(DATASET) --boards $(BOARDS) \
-	  $(addprefix --network ,$(NETWORK)) $(addprefix --params ,$(PARAMS)) $(ARGS)
+	$(BIN)/distributed-pynq classify $(DATASET) --boards $(BOARDS) $(addprefix --network ,$(NETWORK)) \
+	  $(addprefix --params ,$(PARAMS)) $(ARGS)
 
 ##@ Develop
 .PHONY: test lint lock

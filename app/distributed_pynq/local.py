@@ -17,9 +17,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from distributed import Client, Security
 
@@ -29,85 +30,129 @@ from .job import use_engine_settings
 PACKAGE = Path(__file__).resolve().parent
 STANDIN = PACKAGE.parent / "standin"
 START_LIMIT_S = 60.0
+FOLDER_VARIABLE = "DISTRIBUTED_PYNQ_LOCAL_FOLDER"
+
+Answer = TypeVar("Answer")
 
 
-@contextlib.asynccontextmanager
-async def cluster(boards: int, parameters: Path) -> AsyncIterator[Any]:
-    """Start a scheduler and stand-in boards, and stop them at the end.
+class Cluster:
+    """A scheduler and stand-in boards as processes, from entering the context to leaving it.
 
     Parameters
     ----------
-    boards
-        How many stand-in boards; they are called standin-1, standin-2, …
     parameters
         Root folder of the parameter sets that the boards can load.
-
-    Yields
-    ------
-    distributed.Client
-        An asynchronous client of the scheduler.
 
     Raises
     ------
     ClusterError
-        A process did not come up, with the last lines of its log.
+        There are no stand-in boards in this installation, or a process does not come up; with the
+        last line of its log.
     """
-    if not STANDIN.is_dir():
-        raise ClusterError(f"{STANDIN}: no stand-in boards in this installation; use --scheduler")
-    tmpfs = Path("/dev/shm")
-    folder = Path(
-        tempfile.mkdtemp(prefix="distributed-pynq-", dir=tmpfs if tmpfs.is_dir() else None)
-    )
-    processes: dict[str, subprocess.Popen[bytes]] = {}
-    try:
-        tls = _certificates(folder)
-        scheduler_file = folder / "scheduler.json"
-        shared = {**os.environ, "DASK_CONFIG": str(folder), "DISTRIBUTED_PYNQ_LOCAL": str(folder)}
-        processes["scheduler"] = _start(
-            ["dask_scheduler", "--host", "tls://127.0.0.1", "--port", "0", "--no-dashboard"],
-            scheduler_file,
-            folder / "scheduler.log",
-            shared,
+
+    def __init__(self, parameters: Path) -> None:
+        if not STANDIN.is_dir():
+            raise ClusterError(f"{STANDIN}: no stand-in boards in this installation")
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._parameters = parameters
+        self._port = 0
+
+    def __enter__(self) -> Cluster:
+        memory = Path("/dev/shm")
+        self.folder = Path(
+            tempfile.mkdtemp(prefix="distributed-pynq-", dir=memory if memory.is_dir() else None)
         )
-        for number in range(1, boards + 1):
-            name = f"standin-{number}"
-            processes[name] = _start(
-                [
-                    *(
-                        "dask_worker",
-                        "--host",
-                        "tls://127.0.0.1",
-                        "--name",
-                        name,
-                        "--nthreads",
-                        "1",
-                    ),
-                    *("--no-nanny", "--no-dashboard", "--local-directory", str(folder)),
-                    *("--preload", "distributed_pynq.worker"),
-                ],
-                scheduler_file,
-                folder / f"{name}.log",
-                shared
-                | {
-                    "BOARD": "Pynq-Z1",
-                    "DISTRIBUTED_PYNQ_PARAMS": str(parameters),
-                    "DISTRIBUTED_PYNQ_TMPFS": str(folder),
-                    "NUMBA_NUM_THREADS": "1",
-                    "PYTHONPATH": os.pathsep.join(
-                        filter(None, [str(STANDIN), os.environ.get("PYTHONPATH")])
-                    ),
-                },
-            )
+        self._tls = _certificates(self.folder)
+        self.start_scheduler()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in list(self.processes):
+            self.stop(name)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def start_scheduler(self) -> None:
+        """Start the scheduler, on the port that it had before, if any."""
+        options = ["--host", "tls://127.0.0.1", "--port", str(self._port), "--no-dashboard"]
+        self._start("scheduler", "dask_scheduler", options, {})
+
+    def start_board(self, name: str, **environment: str) -> None:
+        """Start one stand-in board's worker, with settings of its own in the environment."""
+        options = ["--host", "tls://127.0.0.1", "--name", name, "--nthreads", "1", "--no-nanny"]
+        options += ["--no-dashboard", "--local-directory", str(self.folder)]
+        options += ["--preload", "distributed_pynq.worker"]
+        path = os.pathsep.join(filter(None, [str(STANDIN), os.environ.get("PYTHONPATH")]))
+        settings = {
+            "BOARD": "Pynq-Z1",
+            "DISTRIBUTED_PYNQ_PARAMS": str(self._parameters),
+            "DISTRIBUTED_PYNQ_TMPFS": str(self.folder),
+            "NUMBA_NUM_THREADS": "1",
+            "PYTHONPATH": path,
+        }
+        self._start(name, "dask_worker", options, settings | environment)
+
+    def stop(self, name: str) -> None:
+        """Kill a process and all that it started."""
+        process = self.processes.pop(name)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert process.stdin is not None
+        process.stdin.close()
+
+    @contextlib.asynccontextmanager
+    async def client(self) -> AsyncIterator[Any]:
+        """Wait until every board has joined, and yield an asynchronous distributed.Client."""
         use_engine_settings()
-        address = await _address(scheduler_file, processes, folder)
-        async with Client(
-            address, security=Security(**tls, require_encryption=True), asynchronous=True
-        ) as client:
-            await _registered(client, boards, processes, folder)
+        address = await self._until_started(self._address, "the scheduler")
+        self._port = int(address.rpartition(":")[2])
+        security = Security(**self._tls, require_encryption=True)
+        async with Client(address, security=security, asynchronous=True) as client:
+
+            async def joined() -> bool:
+                identity = await client.scheduler.identity()
+                return len(identity["workers"]) >= len(self.processes) - 1
+
+            await self._until_started(joined, "every board")
             yield client
-    finally:
-        _stop(processes)
-        shutil.rmtree(folder, ignore_errors=True)
+
+    async def _address(self) -> str | None:
+        # The file is there a moment before its content is.
+        with contextlib.suppress(OSError, ValueError):
+            return str(json.loads((self.folder / "scheduler.json").read_text())["address"])
+        return None
+
+    async def _until_started(
+        self, ask: Callable[[], Awaitable[Answer | None]], what: str
+    ) -> Answer:
+        deadline = time.monotonic() + START_LIMIT_S
+        while time.monotonic() < deadline:
+            if answer := await ask():
+                return answer
+            for name, process in self.processes.items():
+                if process.poll() is not None:
+                    log = (self.folder / f"{name}.log").read_text(errors="replace").split("\n")
+                    told = next((line for line in reversed(log) if line.strip()), "no word")
+                    raise ClusterError(f"{name} did not start: {told}")
+            await asyncio.sleep(0.02)
+        raise ClusterError(f"{what} did not come up within {START_LIMIT_S:g} s")
+
+    def _start(
+        self, name: str, program: str, options: list[str], environment: dict[str, str]
+    ) -> None:
+        command = [sys.executable, "-m", f"distributed.cli.{program}", *options]
+        command += ["--scheduler-file", str(self.folder / "scheduler.json")]
+        command += ["--preload", "distributed_pynq.local"]
+        own = {"DASK_CONFIG": str(self.folder), FOLDER_VARIABLE: str(self.folder)}
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command,
+                env={**os.environ, **own, **environment},
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
 
 def dask_setup(server: Any) -> None:
@@ -118,7 +163,7 @@ def dask_setup(server: Any) -> None:
 def _outlive_nobody() -> None:
     while os.read(0, 4096):
         pass
-    shutil.rmtree(os.environ["DISTRIBUTED_PYNQ_LOCAL"], ignore_errors=True)
+    shutil.rmtree(os.environ[FOLDER_VARIABLE], ignore_errors=True)
     os.killpg(0, signal.SIGKILL)
 
 
@@ -136,61 +181,3 @@ def _certificates(folder: Path) -> dict[str, str]:
     # Dask merges the files of a configuration folder in the order of their names.
     (folder / "tls.yaml").write_text(json.dumps({"distributed": {"comm": {"tls": roles}}}))
     return tls
-
-
-def _start(
-    arguments: list[str], scheduler_file: Path, log: Path, environment: dict[str, str]
-) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", f"distributed.cli.{arguments[0]}", *arguments[1:]]
-    command += ["--scheduler-file", str(scheduler_file), "--preload", "distributed_pynq.local"]
-    with log.open("wb") as output:
-        return subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-
-async def _address(
-    scheduler_file: Path, processes: dict[str, subprocess.Popen[bytes]], folder: Path
-) -> str:
-    async for _ in _until_start_limit("the scheduler", processes, folder):
-        # The file is there a moment before its content is.
-        with contextlib.suppress(OSError, ValueError):
-            return str(json.loads(scheduler_file.read_text())["address"])
-    raise AssertionError("the loop above returns or raises")
-
-
-async def _registered(
-    client: Any, boards: int, processes: dict[str, subprocess.Popen[bytes]], folder: Path
-) -> None:
-    async for _ in _until_start_limit("every board", processes, folder):
-        if len((await client.scheduler.identity())["workers"]) == boards:
-            return
-
-
-async def _until_start_limit(
-    what: str, processes: dict[str, subprocess.Popen[bytes]], folder: Path
-) -> AsyncIterator[None]:
-    deadline = asyncio.get_running_loop().time() + START_LIMIT_S
-    while asyncio.get_running_loop().time() < deadline:
-        for name, process in processes.items():
-            if process.poll() is not None:
-                printed = (folder / f"{name}.log").read_text(errors="replace").strip()
-                raise ClusterError(f"{name} did not start: {printed.splitlines()[-1:] or 'silent'}")
-        yield
-        await asyncio.sleep(0.02)
-    raise ClusterError(f"{what} did not come up within {START_LIMIT_S:g} s")
-
-
-def _stop(processes: dict[str, subprocess.Popen[bytes]]) -> None:
-    for process in processes.values():
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    for process in processes.values():
-        process.wait()
-        assert process.stdin is not None
-        process.stdin.close()

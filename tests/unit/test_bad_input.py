@@ -246,21 +246,54 @@ ARGUMENTS = [
     Case("a board in words", {}, "digits --boards two", r"'--boards': 'two' is not a valid int"),
     Case("empty chunks", {}, "digits --chunk 0", r"'--chunk': 0 is not in the range 1<=x<=10000"),
     Case("chunks above bnn's limit", {}, "digits --chunk 20000", r"20000 is not in the range 1<="),
-    Case("unknown option", {}, "digits --speed 9", r"No such option: --speed"),
+    Case("unknown option", {}, "digits --speed 9", r"No such option:? '?--speed"),
     Case("two data sets", {}, "digits mnist", r"unexpected extra argument"),
     Case("scores of a network without any", {}, f"digits {LFC} --scores", r"--scores.*lfcW1A1"),
-    Case("output is a file", {"out": b"mine"}, "digits --output out", r"out\b.*"),
-    Case("output is in use", {"out/mine.txt": b""}, "digits --output out", r"out\b.*"),
-    Case("nothing to resume", {"old/": b""}, "--resume old", r"old\b.*summary\.json"),
-    Case("nowhere to resume", {}, "--resume gone", r"gone\b.*"),
-    Case("scheduler without a port", {}, "digits --scheduler nonsense", r"nonsense\b.*"),
+    Case("output is a file", {"out": b"mine"}, "digits --output out", r"out: File exists$"),
+    Case("output is in use", {"out/mine.txt": b""}, "digits --output out", r"out: not empty;"),
     Case(
-        "scheduler that is not there",
+        "nothing to resume",
+        {"old/": b""},
+        "--resume old",
+        r"--resume old: no unfinished job here, expected a job\.json$",
+    ),
+    Case("nowhere to resume", {}, "--resume gone", r"--resume gone: no unfinished job here"),
+    Case(
+        "scheduler without a port",
+        {},
+        "digits --scheduler nonsense",
+        r"--scheduler 'nonsense': expected tls://HOST:PORT$",
+    ),
+    Case(
+        "scheduler without encryption",
+        {},
+        "digits --scheduler tcp://127.0.0.1:8786",
+        r"--scheduler 'tcp://127\.0\.0\.1:8786': expected tls://HOST:PORT$",
+    ),
+    Case(
+        "no certificate to show",
         {},
         "digits --scheduler tls://127.0.0.1:9",
-        r"127\.0\.0\.1:9\b.*",
+        r"distributed\.comm\.tls\.ca-file in Dask's configuration: no file '\S+/tls\.pem'$",
+    ),
+    Case(
+        "scheduler that is not there",
+        {"tls.pem": b""},
+        "digits --scheduler tls://127.0.0.1:9",
+        r"tls://127\.0\.0\.1:9: no scheduler reachable",
         code=4,
     ),
+    Case(
+        "boards of two worlds",
+        {},
+        "digits --scheduler tls://127.0.0.1:9 --boards 2",
+        r"--boards: .* do not go with --scheduler$",
+    ),
+]
+
+
+CERTIFICATES = [
+    f"DASK_DISTRIBUTED__COMM__TLS__{key}" for key in ("CA_FILE", "CLIENT__CERT", "CLIENT__KEY")
 ]
 
 
@@ -285,6 +318,7 @@ def classify(case, folder):
         "XDG_CACHE_HOME": str(folder / "cache"),
         "HTTPS_PROXY": "http://127.0.0.1:9",
         "NO_PROXY": "",
+        **dict.fromkeys(CERTIFICATES, str(folder / "tls.pem")),
     }
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120
@@ -297,6 +331,7 @@ def test_bad_file(case, tmp_path):
     assert finished.returncode == case.code, finished.stderr
     assert len(finished.stderr.splitlines()) == 1, finished.stderr
     assert re.search(case.message, finished.stderr.rstrip()), finished.stderr
+    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize("case", ARGUMENTS, ids=[case.name for case in ARGUMENTS])

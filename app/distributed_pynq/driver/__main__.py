@@ -40,17 +40,17 @@ class Driver:
         try:
             request = json.loads(line.decode())
             if not isinstance(request, dict):
-                raise ValueError("a request is a JSON object, not {}".format(line.decode().strip()))
+                raise ValueError(f"a request is a JSON object, not {line.decode().strip()}")
             do = request.pop("do", None)
             if do == "load":
                 return dict(self._load(request), ok=True)
             if do == "run":
                 return dict(self._run(request), ok=True)
-            raise ValueError("field 'do': {!r} is neither 'load' nor 'run'".format(do))
+            raise ValueError(f"field 'do': {do!r} is neither 'load' nor 'run'")
         except Exception as error:
             if not isinstance(error, (OSError, ValueError)):
                 traceback.print_exc()
-            return {"ok": False, "error": "{}: {}".format(type(error).__name__, error)}
+            return {"ok": False, "error": f"{type(error).__name__}: {error}"}
 
     def _load(self, request):
         started = time.monotonic()
@@ -60,11 +60,8 @@ class Driver:
             self._job = job(**_arguments(job, settings))
             self._loaded = request
         elif request != self._loaded:
-            raise ValueError(
-                "this process has loaded {}; another load needs a fresh one".format(
-                    json.dumps(self._loaded, sort_keys=True)
-                )
-            )
+            loaded = json.dumps(self._loaded, sort_keys=True)
+            raise ValueError(f"this process has loaded {loaded}; another load needs a fresh one")
         return dict(self._job.description, seconds=time.monotonic() - started)
 
     def _run(self, request):
@@ -78,7 +75,7 @@ def _find_job(name):
         file[:-3] for file in os.listdir(FOLDER) if file.endswith(".py") and file[0] != "_"
     )
     if name not in names:
-        raise ValueError("field 'job': no {!r} here, only {}".format(name, ", ".join(names)))
+        raise ValueError(f"field 'job': no {name!r} here, only {', '.join(names)}")
     spec = importlib.util.spec_from_file_location(
         "distributed_pynq_driver_" + name, os.path.join(FOLDER, name + ".py")
     )
@@ -92,17 +89,14 @@ def _arguments(function, request):
     parameters = inspect.signature(function).parameters
     for field in sorted(request):
         if field not in parameters:
-            raise ValueError("field {!r}: unknown, only {}".format(field, ", ".join(parameters)))
+            raise ValueError(f"field {field!r}: unknown, only {', '.join(parameters)}")
     for field, parameter in parameters.items():
         if field not in request:
             if parameter.default is parameter.empty:
-                raise ValueError("field {!r} is missing".format(field))
+                raise ValueError(f"field {field!r} is missing")
         elif type(request[field]) is not parameter.annotation:
-            raise ValueError(
-                "field {!r}: {} expected, not {}".format(
-                    field, parameter.annotation.__name__, json.dumps(request[field])
-                )
-            )
+            kind, found = parameter.annotation.__name__, json.dumps(request[field])
+            raise ValueError(f"field {field!r}: {kind} expected, not {found}")
     return request
 
 

@@ -38,9 +38,7 @@ class Job:
 
     def __init__(self, network: str, params: str):
         if network not in NETWORKS:
-            raise ValueError(
-                "field 'network': no {!r} here, only {}".format(network, ", ".join(NETWORKS))
-            )
+            raise ValueError(f"field 'network': no {network!r} here, only {', '.join(NETWORKS)}")
         bnn.bnn.BNN_PARAM_DIR = _parameter_root(network, params)
         self._network = network
         self._lfc = network.startswith("lfc")
@@ -75,16 +73,15 @@ class Job:
             A field is wrong, or a file cannot be read or written.
         """
         if not 1 <= records <= MAX_RECORDS:
-            raise ValueError("field 'records': {} is not in 1..{}".format(records, MAX_RECORDS))
+            raise ValueError(f"field 'records': {records} is not in 1..{MAX_RECORDS}")
         if scores and self._lfc:
-            raise ValueError("field 'scores': {} has none".format(self._network))
+            raise ValueError(f"field 'scores': {self._network} has none")
         expected = records * (LFC_BYTES if self._lfc else CNV_BYTES)
         found = os.path.getsize(input)
         if found != expected:
             raise ValueError(
-                "field 'input': {} has {} bytes, {} records of {} have {}".format(
-                    input, found, records, self._network, expected
-                )
+                f"field 'input': {input} has {found} bytes, "
+                f"{records} records of {self._network} have {expected}"
             )
         if self._lfc:
             results = [self._classify_bits(input, records)]
@@ -127,13 +124,8 @@ def _parameter_root(network, params):
     for root in roots:
         if params in known[root]:
             return root
-    raise ValueError(
-        "field 'params': no {!r} for {}, only {}".format(
-            params,
-            network,
-            "; ".join("{} in {}".format(", ".join(known[r]) or "none", r) for r in roots),
-        )
-    )
+    there = "; ".join(f"{', '.join(known[root]) or 'none'} in {root}" for root in roots)
+    raise ValueError(f"field 'params': no {params!r} for {network}, only {there}")
 
 
 def _parameter_sets(root, network):

@@ -59,13 +59,13 @@ class PynqBNN:
     def __init__(self, runtime, network, load_overlay=True):
         self.bitstream_name = None
         if runtime == RUNTIME_HW:
-            self.bitstream_name = "{}-{}.bit".format(network, PLATFORM)
+            self.bitstream_name = f"{network}-{PLATFORM}.bit"
             self.bitstream_path = os.path.join(BNN_BIT_DIR, self.bitstream_name)
             if PL.bitfile_name != self.bitstream_path:
                 if not load_overlay:
                     raise RuntimeError("Incorrect Overlay loaded")
                 Overlay(self.bitstream_path).download()
-        name = "{}-{}-{}.so".format(runtime, network, PLATFORM)
+        name = f"{runtime}-{network}-{PLATFORM}.so"
         if name not in _libraries:
             _libraries[name] = Library(network, hardware=runtime == RUNTIME_HW)
         self.interface = _libraries[name]
@@ -82,18 +82,18 @@ class PynqBNN:
             with open(os.path.join(folder, "classes.txt")) as file:
                 self.classes = [line.strip() for line in file]
         else:
-            print('\nERROR: No such parameter directory "{}"'.format(folder))
+            print(f'\nERROR: No such parameter directory "{folder}"')
 
     def inference(self, path):
         """Class (int) of the first image of a file."""
         result, _, self.usecPerImage = self.interface.inference(path.encode(), len(self.classes))
-        self._report("Inference took {:.2f} microseconds".format(self.usecPerImage))
+        self._report(f"Inference took {self.usecPerImage:.2f} microseconds")
         return result
 
     def detailed_inference(self, path):
         """Scores of the first image of a file, int32 (classes,); CNV only."""
         _, scores, self.usecPerImage = self.interface.inference(path.encode(), len(self.classes))
-        self._report("Inference took {:.2f} microseconds".format(self.usecPerImage))
+        self._report(f"Inference took {self.usecPerImage:.2f} microseconds")
         return scores[: len(self.classes)]
 
     def inference_multiple(self, path):
@@ -109,19 +109,16 @@ class PynqBNN:
         return self.classes[index]
 
     def _multiple(self, path, detail):
-        results, images, self.usecPerImage = self.interface.inference_multiple(
+        results, images, each = self.interface.inference_multiple(
             path.encode(), len(self.classes), detail
         )
-        self._report(
-            "Inference took {:.2f} microseconds, {:.2f} usec per image".format(
-                self.usecPerImage * images, self.usecPerImage
-            )
-        )
+        self.usecPerImage = each
+        self._report(f"Inference took {each * images:.2f} microseconds, {each:.2f} usec per image")
         return results
 
     def _report(self, duration):
         print(duration)
-        print("Classification rate: {:.2f} images per second".format(1000000.0 / self.usecPerImage))
+        print(f"Classification rate: {1000000.0 / self.usecPerImage:.2f} images per second")
 
 
 class _Classifier:
@@ -137,7 +134,7 @@ class _Classifier:
             self.bnn.load_parameters(os.path.join(params, network))
             self.classes = self.bnn.classes
         else:
-            print("ERROR: parameters are not availlable for {0}".format(network))
+            print(f"ERROR: parameters are not availlable for {network}")
 
     def class_name(self, index):
         """Name of a class."""

@@ -35,9 +35,7 @@ def parse_rate(text):
     except ValueError:
         rate = math.nan
     if not rate > 0:
-        raise ValueError(
-            "{}={!r}: expected a positive number of images per second".format(_RATE, text)
-        )
+        raise ValueError(f"{_RATE}={text!r}: expected a positive number of images per second")
     return rate
 
 
@@ -51,27 +49,23 @@ def parse_faults(text):
     """
     faults = {}
     for fault in filter(None, text.split(",")):
-        match = re.fullmatch(
-            r"(?:(abort|hang)@([1-9]\d*)|(slow)@([1-9]\d*):(\d+(?:\.\d+)?))", fault.strip()
-        )
-        if match is None:
+        match = re.fullmatch(r"(abort|hang|slow)@([1-9]\d*)(?::(\d+(?:\.\d+)?))?", fault.strip())
+        if match is None or (match.group(1) == "slow") != (match.group(3) is not None):
             raise ValueError(
-                "{}={!r}: expected abort@N, hang@N or slow@N:SECONDS, not {!r}".format(
-                    _FAULT, text, fault
-                )
+                f"{_FAULT}={text!r}: expected abort@N, hang@N or slow@N:SECONDS, not {fault!r}"
             )
-        kind, batch = match.group(1) or match.group(3), int(match.group(2) or match.group(4))
+        batch = int(match.group(2))
         if batch in faults:
-            raise ValueError("{}={!r}: batch {} has two faults".format(_FAULT, text, batch))
-        faults[batch] = kind, float(match.group(5) or 0)
+            raise ValueError(f"{_FAULT}={text!r}: batch {batch} has two faults")
+        faults[batch] = match.group(1), float(match.group(3) or 0)
     return faults
 
 
 def terminate(exception, what=None):
     """End the process as the C++ runtime does when nobody catches an exception."""
-    message = "terminate called after throwing an instance of '{}'\n".format(exception)
+    message = f"terminate called after throwing an instance of '{exception}'\n"
     if what is not None:
-        message += "  what():  {}\n".format(what)
+        message += f"  what():  {what}\n"
     os.write(2, message.encode())
     os.abort()
 

@@ -40,7 +40,7 @@ class Overlay:
 
     def __init__(self, bitfile_name, dtbo=None, download=True, ignore_version=False, device=None):
         if os.path.basename(bitfile_name).split("-")[0] not in NETWORKS:
-            raise OSError("Bitstream file {} does not exist.".format(bitfile_name))
+            raise OSError(f"Bitstream file {bitfile_name} does not exist.")
         self.bitfile_name = os.path.abspath(bitfile_name)
         if download:
             self.download()

@@ -154,10 +154,12 @@ def test_pictures(board, tmp_path):
         names = ["0.png", "1.png"]
         def pictures():
             return [Image.open(name) for name in names]
+        def picture():
+            return Image.open(names[0])
         answer(c.classify_cifars("records"), c.classify_images(pictures()), c.classify_paths(names))
         answer(c.classify_cifars_details("records"), c.classify_images_details(pictures()))
-        answer(c.classify_cifar("records"), c.classify_image(pictures()[0]), c.classify_path("0.png"))
-        answer(c.classify_cifar_details("records"), c.classify_image_details(pictures()[0]))
+        answer(c.classify_cifar("records"), c.classify_image(picture()), c.classify_path("0.png"))
+        answer(c.classify_cifar_details("records"), c.classify_image_details(picture()))
     """)
     assert done.returncode == 0, done.stderr
     same = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]

@@ -42,6 +42,8 @@ class Cluster:
     ----------
     parameters
         Root folder of the parameter sets that the boards can load.
+    protocol
+        "tls", or "tcp" where a benchmark asks what encryption costs.
 
     Raises
     ------
@@ -50,11 +52,12 @@ class Cluster:
         last line of its log.
     """
 
-    def __init__(self, parameters: Path) -> None:
+    def __init__(self, parameters: Path, protocol: str = "tls") -> None:
         if not STANDIN.is_dir():
             raise ClusterError(f"{STANDIN}: no stand-in boards in this installation")
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._parameters = parameters
+        self._host = f"{protocol}://127.0.0.1"
         self._port = 0
 
     def __enter__(self) -> Cluster:
@@ -62,7 +65,7 @@ class Cluster:
         self.folder = Path(
             tempfile.mkdtemp(prefix="distributed-pynq-", dir=memory if memory.is_dir() else None)
         )
-        self._tls = _certificates(self.folder)
+        self._tls = _certificates(self.folder, encrypted=self._host.startswith("tls"))
         self.start_scheduler()
         return self
 
@@ -73,12 +76,12 @@ class Cluster:
 
     def start_scheduler(self) -> None:
         """Start the scheduler, on the port that it had before, if any."""
-        options = ["--host", "tls://127.0.0.1", "--port", str(self._port), "--no-dashboard"]
+        options = ["--host", self._host, "--port", str(self._port), "--no-dashboard"]
         self._start("scheduler", "dask_scheduler", options, {})
 
     def start_board(self, name: str, **environment: str) -> None:
         """Start one stand-in board's worker, with settings of its own in the environment."""
-        options = ["--host", "tls://127.0.0.1", "--name", name, "--nthreads", "1", "--no-nanny"]
+        options = ["--host", self._host, "--name", name, "--nthreads", "1", "--no-nanny"]
         options += ["--no-dashboard", "--local-directory", str(self.folder)]
         options += ["--preload", "distributed_pynq.worker"]
         path = os.pathsep.join(filter(None, [str(STANDIN), os.environ.get("PYTHONPATH")]))
@@ -106,7 +109,8 @@ class Cluster:
         use_engine_settings()
         address = await self._until_started(self._address, "the scheduler")
         self._port = int(address.rpartition(":")[2])
-        security = Security(**self._tls, require_encryption=True)
+        tls = self._tls if self._host.startswith("tls") else {"require_encryption": False}
+        security = Security(**tls)
         async with Client(address, security=security, asynchronous=True) as client:
 
             async def joined() -> bool:
@@ -167,9 +171,9 @@ def _outlive_nobody() -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _certificates(folder: Path) -> dict[str, str]:
+def _certificates(folder: Path, *, encrypted: bool) -> dict[str, Any]:
     temporary = Security.temporary()
-    tls: dict[str, str] = {}
+    tls: dict[str, Any] = {"require_encryption": encrypted}
     for role in ("ca_file", "client_key", "client_cert"):
         path = folder / f"{role}.pem"
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -179,5 +183,6 @@ def _certificates(folder: Path) -> dict[str, str]:
     roles = {"ca-file": tls["tls_ca_file"], "client": own, "scheduler": own, "worker": own}
     shutil.copy(PACKAGE / "dask.yaml", folder)
     # Dask merges the files of a configuration folder in the order of their names.
-    (folder / "tls.yaml").write_text(json.dumps({"distributed": {"comm": {"tls": roles}}}))
+    comm = {"tls": roles, "require-encryption": encrypted}
+    (folder / "tls.yaml").write_text(json.dumps({"distributed": {"comm": comm}}))
     return tls

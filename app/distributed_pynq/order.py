@@ -6,36 +6,30 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from . import datasets, local, networks, predictions, progress, report
-from .errors import ClusterError, InputError
+from .errors import InputError
 from .job import Job, connect
 
 FILE = "job.json"
-SIZE_OF_SAMPLE = 100
+# Records at either end by which a data set is known again.
+SAMPLE = 100
 
 
 @dataclass(frozen=True)
 class Order:
-    """A job to classify a data set; lies as job.json in the output folder until it is done.
-
-    records and digest (SHA-256 over the first and last 100 records) tell whether a data set is
-    still the one that the job began with.
-    """
+    """A job to classify a data set, in its output folder; there as job.json until it is done."""
 
     folder: Path
-    dataset: str
-    network: str
+    dataset: datasets.Dataset
+    network: networks.Network
     params: str
     scores: bool
-    records: int
-    digest: str
 
     @classmethod
     def new(
@@ -48,35 +42,28 @@ class Order:
         output: Path | None,
         resume: None = None,
     ) -> Order:
-        """Check an order, complete it with defaults and make its output folder.
+        """Complete an order with defaults.
 
         Raises
         ------
         InputError
-            Naming what is wrong; nothing is left behind.
+            Naming what is wrong.
         """
-        dataset = dataset or "digits"
-        chosen = networks.get(network or ("lfcW1A1" if dataset == "mnist" else "cnvW1A1"))
+        source = dataset or "digits"
+        chosen = networks.get(network or ("lfcW1A1" if source == "mnist" else "cnvW1A1"))
         if scores and chosen.kind == "lfc":
             raise InputError(f"--scores: {chosen.name} gives classes only, the CNV networks scores")
-        params = params or networks.default_params(dataset, chosen)
-        records = datasets.load(dataset, chosen)
-        title = Path(dataset).name.partition(".")[0] or "records"
+        title = Path(source).name.partition(".")[0] or "records"
         folder = output or Path(
             "results", f"{title}-{chosen.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         )
-        if Path(dataset).exists():
-            dataset = str(Path(dataset).absolute())
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
+            if folder.exists() and any(folder.iterdir()):
                 raise InputError(f"--output {folder}: not empty; a job's results need a new folder")
         except OSError as error:
             raise InputError(f"--output {folder}: {error.strerror}") from None
-        order = cls(folder, dataset, chosen.name, params, scores, len(records), _digest(records))
-        kept = {key: value for key, value in asdict(order).items() if key != "folder"}
-        (folder / FILE).write_text(json.dumps(kept, indent=2) + "\n")
-        return order
+        params = params or networks.default_params(source, chosen)
+        return cls(folder, datasets.load(source, chosen), chosen, params, scores)
 
     @classmethod
     def resumed(cls, *, resume: Path, output: Path | None, **wishes: Any) -> Order:
@@ -90,21 +77,29 @@ class Order:
         if output:
             raise InputError("--output: goes to the folder of the job with --resume")
         try:
-            order = cls(folder=resume, **json.loads((resume / FILE).read_text()))
-        except (OSError, ValueError, TypeError):
+            kept = json.loads((resume / FILE).read_text())
+            network = networks.get(kept["network"])
+            order = cls(
+                resume,
+                datasets.load(kept["dataset"], network),
+                network,
+                kept["params"],
+                kept["scores"],
+            )
+        except (OSError, ValueError, KeyError) as error:
+            if isinstance(error, InputError):
+                raise
             found = "a finished job" if (resume / "summary.json").exists() else "no unfinished job"
             raise InputError(f"--resume {resume}: {found} here, expected a {FILE}") from None
+        if wishes["dataset"]:
+            wishes["dataset"] = _source(wishes["dataset"])
         for name, wish in wishes.items():
-            given = getattr(order, name)
-            if (
-                wish
-                and wish != given
-                and not (name == "dataset" and str(Path(wish).absolute()) == given)
-            ):
-                raise InputError(f"--resume {resume}: the job's {name} is {given!r}, not {wish!r}")
-        records = datasets.load(order.dataset, networks.get(order.network))
-        if (len(records), _digest(records)) != (order.records, order.digest):
-            raise InputError(f"{order.dataset}: not the records any more that {resume} began with")
+            if wish and wish != kept[name]:
+                raise InputError(f"--resume {resume}: its {name} is {kept[name]!r}, not {wish!r}")
+        if order._kept() != kept:
+            raise InputError(
+                f"{kept['dataset']}: not the records any more that {resume} began with"
+            )
         return order
 
     async def carry_out(
@@ -118,39 +113,56 @@ class Order:
             The content of summary.json.
         """
         console = Console(highlight=False)
-        network = networks.get(self.network)
-        dataset = datasets.load(self.dataset, network)
-        async with self._cluster(scheduler, boards, network, console) as client:
-            job = Job(client, dataset, network, self.params, scores=self.scores, chunk=chunk)
-            with console.status("loading overlay and parameters"):
-                await job.prepare()
-            resume = (self.folder / "answers.npy").exists()
-            width = len(job.class_names) if self.scores else 0
-            answers = predictions.Predictions(self.folder, len(dataset), width, resume=resume)
-            if resume:
-                console.print(f"resuming: {answers.classified:,} of {len(dataset):,} images done")
-            try:
-                async with progress.shown(job, console, quiet=quiet):
-                    await job.run(answers)
-            except ClusterError as error:
-                raise ClusterError(f"{error}; continue with --resume {self.folder}") from error
-        return self._write(job, answers, console)
-
-    @contextlib.asynccontextmanager
-    async def _cluster(
-        self, scheduler: str | None, boards: int, network: networks.Network, console: Console
-    ) -> AsyncIterator[Any]:
+        parameters = None if scheduler else networks.parameter_root(self.params, self.network)
+        self._keep()
         async with contextlib.AsyncExitStack() as stack:
             with console.status(f"connecting to {scheduler}" if scheduler else "starting boards"):
-                if scheduler:
-                    client = await stack.enter_async_context(connect(scheduler))
+                if parameters is None:
+                    client = await stack.enter_async_context(connect(str(scheduler)))
                 else:
-                    root = networks.parameter_root(self.params, network)
-                    cluster = stack.enter_context(local.Cluster(root))
+                    cluster = stack.enter_context(local.Cluster(parameters))
                     for number in range(1, boards + 1):
                         cluster.start_board(f"standin-{number}")
                     client = await stack.enter_async_context(cluster.client())
-            yield client
+            params = Path(self.params).name
+            job = Job(client, self.dataset, self.network, params, scores=self.scores, chunk=chunk)
+            with console.status("loading overlay and parameters"):
+                await job.prepare()
+            width = len(job.class_names) if self.scores else 0
+            answers = predictions.Predictions(self.folder, len(self.dataset), width)
+            if answers.classified:
+                total = f"{len(self.dataset):,}"
+                console.print(f"resuming: {answers.classified:,} of {total} images are done")
+            try:
+                async with progress.shown(job, console, quiet=quiet):
+                    await job.run(answers)
+            except BaseException:
+                console.print(f"unfinished: continue with --resume {self.folder}", soft_wrap=True)
+                raise
+        return self._write(job, answers, console)
+
+    def _keep(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not (self.folder / FILE).exists():
+                (self.folder / FILE).write_text(json.dumps(self._kept(), indent=2) + "\n")
+        except OSError as error:
+            raise InputError(f"{error.filename or self.folder}: {error.strerror}") from None
+
+    def _kept(self) -> dict[str, Any]:
+        first, last = (0, SAMPLE), (len(self.dataset) - SAMPLE, len(self.dataset))
+        digest = hashlib.sha256()
+        for start, stop in (first, last):
+            sample = self.dataset.records(max(start, 0), min(stop, len(self.dataset)))
+            digest.update(sample.tobytes())
+        return {
+            "dataset": _source(self.dataset.name),
+            "network": self.network.name,
+            "params": self.params,
+            "scores": self.scores,
+            "records": len(self.dataset),
+            "sha256_of_ends": digest.hexdigest(),
+        }
 
     def _write(
         self, job: Job, answers: predictions.Predictions, console: Console
@@ -158,7 +170,7 @@ class Order:
         with console.status("writing predictions.parquet and report.html"):
             path = self.folder / "predictions.parquet"
             correct = answers.write(path, job.dataset, job.class_names)
-            summary = job.summary(*predictions.count(path, self.records), correct)
+            summary = job.summary(*predictions.count(path, len(self.dataset)), correct)
             (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
             report.write(self.folder, summary, job.timeline, job.dataset, job.class_names)
             answers.drop()
@@ -174,8 +186,6 @@ class Order:
         return summary
 
 
-def _digest(dataset: datasets.Dataset) -> str:
-    digest = hashlib.sha256()
-    digest.update(dataset.records(0, min(SIZE_OF_SAMPLE, len(dataset))).tobytes())
-    digest.update(dataset.records(max(0, len(dataset) - SIZE_OF_SAMPLE), len(dataset)).tobytes())
-    return digest.hexdigest()
+def _source(dataset: str) -> str:
+    """A data set's name, or its path from wherever the job is resumed."""
+    return dataset if dataset in networks.DEFAULT_PARAMS else str(Path(dataset).absolute())

@@ -28,7 +28,7 @@ Array = npt.NDArray[Any]
 
 
 class Predictions:
-    """A place for the answer of every record, on disk.
+    """A place for the answer of every record, on disk; answers that lie there already count.
 
     Parameters
     ----------
@@ -38,8 +38,6 @@ class Predictions:
         How many records the data set has.
     scores
         Scores kept per record, 0 for none.
-    resume
-        Continue with the answers that lie in the folder instead of starting empty.
 
     Raises
     ------
@@ -47,9 +45,11 @@ class Predictions:
         What lies in the folder does not fit.
     """
 
-    def __init__(self, folder: Path, records: int, scores: int, *, resume: bool = False) -> None:
+    def __init__(self, folder: Path, records: int, scores: int) -> None:
         self._files = [folder / name for name in ("answers.npy", "boards.npy", "boards.json")]
         answer = np.dtype([("class", "<i2"), ("scores", "<i2", (scores,))])
+        # The file of the marks is the last to be made.
+        resume = self._files[1].exists()
         self._answers = _array(self._files[0], answer, records, resume)
         self._marks = _array(self._files[1], np.dtype("<u2"), records, resume)
         self._boards: list[tuple[str, str]] = []
@@ -64,7 +64,7 @@ class Predictions:
     def missing(self) -> Iterator[tuple[int, int]]:
         """Ranges (start, stop) of records without an answer, in order."""
         edges = np.flatnonzero(np.diff(self._taken, prepend=True, append=True))
-        return ((int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True))
+        return ((int(a), int(b)) for a, b in zip(edges[::2], edges[1::2])
 
     def put(
         self, start: int, stop: int, board: tuple[str, str], classes: Array, scores: Array | None
@@ -87,7 +87,9 @@ class Predictions:
         unmarked, self._unmarked = self._unmarked, []
         if unmarked:
             self._answers.flush()
-            self._files[2].write_text(json.dumps(self._boards))
+            listed = self._files[2].with_suffix(".partial")
+            listed.write_text(json.dumps(self._boards))
+            listed.replace(self._files[2])
             for start, stop, mark in unmarked:
                 self._marks[start:stop] = mark
             self._marks.flush()

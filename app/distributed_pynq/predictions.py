@@ -64,7 +64,7 @@ class Predictions:
     def missing(self) -> Iterator[tuple[int, int]]:
         """Ranges (start, stop) of records without an answer, in order."""
         edges = np.flatnonzero(np.diff(self._taken, prepend=True, append=True))
-        return ((int(a), int(b)) for a, b in zip(edges[::2], edges[1::2])
+        return ((int(a), int(b)) for a, b in zip(edges[::2], edges[1::2]))
 
     def put(
         self, start: int, stop: int, board: tuple[str, str], classes: Array, scores: Array | None

@@ -167,6 +167,9 @@ def inventory(boards: int) -> str:
 [boards:vars]
 image={SUITE}
 board=Pynq-Z1
+# What computes on a stand-in, in place of an FPGA, needs more memory than a driver does.
+memory_max=1G
+board_environment={{"NUMBA_NUM_THREADS": "1"}}
 
 [scheduler]
 host ansible_connection=local address={HOST}

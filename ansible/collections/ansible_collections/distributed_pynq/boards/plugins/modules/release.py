@@ -1,0 +1,271 @@
+DOCUMENTATION = r"""
+module: release
+short_description: Collect what a machine without internet needs into one archive
+description:
+  - Runs on the control machine. The archive holds a wheelhouse with hashes and, for boards, the
+    parameter sets and BNN-PYNQ's source.
+  - The archive's name says what went into it. One that is there already is not collected again.
+options:
+  folder:
+    description: Where archives are kept.
+    type: path
+    required: true
+  package:
+    description: Source folder of our own package.
+    type: path
+    required: true
+  lock:
+    description: Locked requirements with hashes.
+    type: path
+    required: true
+  python:
+    description: Version of Python that installs it, as C(3.6).
+    type: str
+    required: true
+  machine:
+    description: Machine that installs it, as C(armv7l).
+    type: str
+    required: true
+  glibc:
+    description: Version of glibc there, as C(2.27), which decides which wheels fit.
+    type: str
+    required: true
+  files:
+    description: Files that go into the archive as they are, by their name there.
+    type: dict
+    default: {}
+  parameters:
+    description: Parameter sets, as folders or archives with C(SET/NETWORK/classes.txt) in them.
+    type: list
+    elements: path
+    default: []
+  bnn:
+    description: BNN-PYNQ's source, as a local archive or a git URL; nothing leaves it out.
+    type: str
+    default: ""
+  bnn_version:
+    description: Commit to take where O(bnn) is a git URL.
+    type: str
+    default: HEAD
+author:
+  - Distributed PYNQ
+"""
+
+EXAMPLES = r"""
+- name: Collect what boards of this kind need
+  distributed_pynq.boards.release:
+    folder: .deploy/inventory/releases
+    package: app
+    lock: app/requirements/board-bookworm.lock
+    python: "3.11"
+    machine: x86_64
+    glibc: "2.36"
+  delegate_to: localhost
+"""
+
+RETURN = r"""
+name:
+  description: Name of the release.
+  returned: success
+  type: str
+path:
+  description: The archive.
+  returned: success
+  type: path
+bnn:
+  description: What identifies BNN-PYNQ's source, or nothing.
+  returned: success
+  type: str
+distributed:
+  description: Version of Dask's distributed in the lock.
+  returned: success
+  type: str
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+# Each manylinux tag by the glibc it needs; later ones carry the version in their name.
+LEGACY_TAGS = {5: "manylinux1", 12: "manylinux2010", 17: "manylinux2014"}
+
+
+def platforms(machine, glibc):
+    """Tags of the binary wheels that fit, newest first, as for ("x86_64", "2.17")."""
+    newest = int(glibc.split(".")[1])
+    for minor in range(newest, 4, -1):
+        yield "manylinux_2_{}_{}".format(minor, machine)
+        if minor in LEGACY_TAGS:
+            yield "{}_{}".format(LEGACY_TAGS[minor], machine)
+    yield "linux_{}".format(machine)
+
+
+def sources(package):
+    """Files that our own wheel is made of."""
+    yield package / "pyproject.toml"
+    for path in sorted((package / "distributed_pynq").rglob("*")):
+        if path.is_file() and not any(part.startswith((".", "__pycache")) for part in path.parts):
+            yield path
+
+
+def files_under(path):
+    """A file itself, or the files of a folder."""
+    return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+
+
+def digest(paths):
+    """SHA-256 over the names and contents of files."""
+    total = hashlib.sha256()
+    for path in paths:
+        content = path.read_bytes()
+        total.update("{} {}\n".format(path.name, len(content)).encode())
+        total.update(content)
+    return total.hexdigest()
+
+
+class Collector:
+    """Fills a folder with what goes into the archive."""
+
+    def __init__(self, module, folder):
+        self.module = module
+        self.folder = folder
+        self.asked = module.params
+
+    def run(self, *command, **options):
+        """Run a command; the module fails with what it printed last."""
+        code, printed, errors = self.module.run_command(list(command), **options)
+        if code:
+            lines = [line for line in (printed + errors).splitlines() if line.strip()]
+            self.module.fail_json(msg="{}: {}".format(command[0], "\n".join(lines[-5:])))
+        return printed
+
+    def wheels(self):
+        """Download the locked wheels and build our own; requirements.txt names all with hashes."""
+        wheels = self.folder / "wheels"
+        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        tags = platforms(self.asked["machine"], self.asked["glibc"])
+        self.run(
+            *(*pip, "download", "--dest", str(wheels), "--no-deps", "--only-binary=:all:"),
+            *("--require-hashes", "--requirement", self.asked["lock"]),
+            *("--python-version", self.asked["python"]),
+            *(option for tag in tags for option in ("--platform", tag)),
+        )
+        package = Path(self.asked["package"])
+        with tempfile.TemporaryDirectory() as scratch:
+            for path in sources(package):
+                target = Path(scratch, path.relative_to(package))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
+            self.run(*pip, "wheel", "--wheel-dir", str(wheels), "--no-deps", scratch)
+        own = next(wheels.glob("distributed_pynq-*.whl"))
+        lines = [
+            Path(self.asked["lock"]).read_text().rstrip(),
+            "distributed-pynq=={} --hash=sha256:{}".format(
+                own.name.split("-")[1], hashlib.sha256(own.read_bytes()).hexdigest()
+            ),
+        ]
+        (self.folder / "requirements.txt").write_text("\n".join(lines) + "\n")
+
+    def files(self):
+        """Copy single files."""
+        for name, path in self.asked["files"].items():
+            shutil.copy(path, self.folder / name)
+
+    def parameters(self):
+        """Unpack or copy the parameter sets."""
+        for path in map(Path, self.asked["parameters"]):
+            target = self.folder / "params"
+            if path.is_dir():
+                shutil.copytree(path, target, dirs_exist_ok=True)
+            else:
+                with tarfile.open(path) as archive:
+                    archive.extractall(target, filter="data")
+
+    def bnn(self):
+        """Fetch BNN-PYNQ's source as bnn.tar.gz."""
+        source = self.asked["bnn"]
+        if not source:
+            return
+        target = self.folder / "bnn.tar.gz"
+        if Path(source).is_file():
+            shutil.copy(source, target)
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            self.run("git", "clone", "--quiet", "--no-checkout", source, scratch)
+            self.run(
+                *("git", "-C", scratch, "archive", "--format=tar.gz", "--prefix=bnn-pynq/"),
+                *("--output", str(target), self.asked["bnn_version"]),
+            )
+
+
+def main():
+    module = AnsibleModule(
+        {
+            "folder": {"type": "path", "required": True},
+            "package": {"type": "path", "required": True},
+            "lock": {"type": "path", "required": True},
+            "python": {"type": "str", "required": True},
+            "machine": {"type": "str", "required": True},
+            "glibc": {"type": "str", "required": True},
+            "files": {"type": "dict", "default": {}},
+            "parameters": {"type": "list", "elements": "path", "default": []},
+            "bnn": {"type": "str", "default": ""},
+            "bnn_version": {"type": "str", "default": "HEAD"},
+        },
+        supports_check_mode=False,
+    )
+    asked = module.params
+    paths = [Path(asked["lock"]), *map(Path, asked["files"].values())]
+    paths += [file for path in asked["parameters"] for file in files_under(Path(path))]
+    for path in [*paths, *map(Path, asked["parameters"])]:
+        if not path.exists():
+            module.fail_json(msg="{}: no such file".format(path))
+    package = Path(asked["package"])
+    bnn = asked["bnn"] and "{}@{}".format(asked["bnn"], asked["bnn_version"])
+    if asked["bnn"] and "://" not in asked["bnn"]:
+        if not Path(asked["bnn"]).is_file():
+            module.fail_json(msg="{}: no such archive of BNN-PYNQ".format(asked["bnn"]))
+        bnn = digest([Path(asked["bnn"])])
+    parts = [asked["python"], asked["machine"], asked["glibc"], bnn]
+    parts.append(digest([*paths, *sources(package)]))
+    version = re.search(
+        r'__version__ = "(.+?)"', (package / "distributed_pynq/__init__.py").read_text()
+    ).group(1)
+    name = "{}-{}".format(version, hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:10])
+    folder = Path(asked["folder"])
+    archive = folder / "{}.tar".format(name)
+    changed = not archive.exists()
+    if changed:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            collected = Path(scratch, name)
+            collected.mkdir()
+            collector = Collector(module, collected)
+            collector.wheels()
+            collector.files()
+            collector.parameters()
+            collector.bnn()
+            part = Path(scratch, "archive")
+            with tarfile.open(part, "w") as tar:
+                tar.add(collected, name)
+            os.replace(part, archive)
+    pinned = re.search(r"^distributed==(\S+)", Path(asked["lock"]).read_text(), re.MULTILINE)
+    module.exit_json(
+        changed=changed,
+        name=name,
+        path=str(archive),
+        bnn=bnn,
+        distributed=pinned.group(1) if pinned else "",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,8 @@ def load(folder, network=None):
 
     folder: ``.../<dataset>/<network>``. network: by default the folder's own name.
     Returns an Overlay of ``fast`` where numba is installed, else of ``plain``; both have
-    ``.parameters``, ``.scores(records)`` and ``.words(images)``. Raises what ``parameters.read`` does.
+    ``.parameters``, ``.scores(records)`` and ``.words(images)``. Raises what ``parameters.read``
+    does.
     """
     try:
         from .fast import Overlay

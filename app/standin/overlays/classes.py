@@ -1,4 +1,4 @@
-"""Classes as BNN-PYNQ's host code reads them off the outputs, which differs between one and many images."""
+"""Classes as BNN-PYNQ's host code reads them off the outputs: of many images, and of just one."""
 
 import math
 
@@ -35,4 +35,4 @@ def lfc_one(word, classes):
     bit, even ``classes`` itself. The board does the same.
     """
     kept = int(word) & ((1 << classes) - 1)
-    return int(math.floor(math.log2(kept) + 0.5)) if kept else 0
+    return math.floor(math.log2(kept) + 0.5) if kept else 0

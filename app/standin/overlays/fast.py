@@ -1,9 +1,9 @@
 """The overlays in numba: bits in 64-bit words, xor and popcount, 64 outputs at a time.
 
-Activations are bit planes of a map, uint64 (images, side, side, channels / 64): one plane where they
-are -1 or 1; two where they are -1, 0 or 1, plane i being [threshold i < sum], so x = c0 + c1 - 1 and
-a 2x2 maximum pool is an OR of each plane. Weights are bit planes too, uint64 (blocks of 64 rows, parts,
-words of 64 columns, 64 rows), so that one word of x meets the same columns of 64 rows at once.
+Activations are bit planes of a map, uint64 (images, side, side, channels / 64): one plane, x > 0,
+where they are -1 or 1; two, x != 0 and x < 0, where they are -1, 0 or 1. Weights are bit planes
+too, w > 0 and perhaps w != 0, uint64 (blocks of 64 rows, parts, words of 64 columns, 64 rows), so
+that one word of x meets the same columns of 64 rows at once. A matrix is the sum of its parts.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ LFC_BATCH = 256
 
 
 class Overlay:
-    """A network with its parameters, computed bit for bit; the same interface as ``plain.Overlay``."""
+    """A network with its parameters, bit for bit; the same interface as ``plain.Overlay``."""
 
     def __init__(self, parameters):
         """parameters: what ``parameters.read`` gives."""
@@ -56,7 +56,7 @@ class Overlay:
         bits = np.packbits(images >= 128, axis=1, bitorder="little")
         octets = np.zeros((len(images), 832 // 8), np.uint8)
         octets[:, : bits.shape[1]] = bits
-        inputs = octets.view(np.uint64).reshape(len(images), 1, 1, -1)
+        inputs = octets.view(np.uint64).reshape(len(images), 1, 1, 832 // 64)
         words = np.empty(len(images), np.uint64)
         for start in range(0, len(images), LFC_BATCH):
             maps = (inputs[start : start + LFC_BATCH],)
@@ -91,19 +91,16 @@ def _maps(images, side, channels, planes):
 
 def _pack(layer, planes):
     """Weight planes and limits of a layer whose input has so many planes."""
-    w = layer.weights
-    if w.min() < -1:
-        # -2 = -1 - 1: the matrix is the sum of two with entries -1, 0 and 1.
-        parts = np.stack([np.maximum(w, -1), np.minimum(w + 1, 0)])
-    else:
-        parts = w[None]
-    planes_of_w = [parts > 0]
-    if not parts.all():
-        planes_of_w.append(parts != 0)
-    weights = tuple(_pack_bits(plane) for plane in planes_of_w)
+    # -2 = -1 - 1: such a matrix is the sum of two with entries -1, 0 and 1.
+    parts = np.maximum(layer.weights, -1)[None]
+    if layer.weights.min() < -1:
+        parts = np.concatenate([parts, np.minimum(layer.weights + 1, 0)[None]])
+    weights = (_pack_bits(parts > 0),)
+    if len(parts) > 1 or not parts.all():
+        weights += (_pack_bits(parts != 0),)
     limits = layer.thresholds
-    if planes == len(weights) == 1:
-        limits = (limits - w.shape[1]) >> 1
+    if planes == 1:
+        limits = (limits - layer.weights.shape[1]) >> 1
     rows = _aligned((limits.shape[1], len(limits)), np.uint64)
     rows[:] = limits.T
     return weights, rows
@@ -122,12 +119,12 @@ def _pack_bits(bits):
 def _pack_first(layer):
     """The first CNV layer.
 
-    Its 27 weights of a row are nine triples (a weight for R, G and B), and only a few triples differ:
-    8 with one-bit weights. So the kernel weighs every pixel once by each of them, and an output is the
-    sum of nine such planes. Rows of planes lie (y, triple, dx, 32 pixels), dx being the shift
-    to the left, so that all of them are read from whole cache lines.
+    A row's 27 weights are nine triples (a weight for R, G and B), and few triples differ: 8 with
+    one-bit weights. So every pixel is weighed once by each of them, and an output is the sum of
+    nine such planes. Their rows lie (y, triple, dx, 32 pixels), dx being the shift to the left, so
+    that all are read from whole cache lines.
 
-    Returns the triples, int16 (triples, 3); offsets of the nine in a row's plane, int64 (64, 9); and
+    Returns the triples, int16 (triples, 3); offsets of an output's nine rows, int64 (64, 9); and
     limits, int16 (planes, 64), clipped: no sum gets near the ends.
     """
     triples, codes = np.unique(layer.weights.reshape(-1, 3), axis=0, return_inverse=True)
@@ -172,8 +169,8 @@ def first_layer(records, triples, offsets, limits, rows, out):
                 for tap in range(1, 9):
                     total = total + load(flat_rows, base + element(flat_offsets, row * 9 + tap))
                 for plane in range(len(out)):
-                    mask = greater(total, broadcast(flat_limits, plane * 64 + row))
-                    masks[plane, row] = mask
+                    limit = broadcast(flat_limits, plane * 64 + row)
+                    masks[plane, row] = greater(total, limit)
             # Bit x of a row's mask -> bit row of pixel x's word.
             for index in range(len(out)):
                 for x in range(30):
@@ -185,7 +182,7 @@ def first_layer(records, triples, offsets, limits, rows, out):
 
 @njit(cache=True)
 def hidden_layer(x, kernel, pool, weights, limits, out):
-    """Bit planes x -> bit planes ``out`` (zeroed before), or int16 sums (images, 64) after the last."""
+    """Bit planes x -> bit planes ``out``, zeroed before, or the last layer's sums (images, 64)."""
     images, side, _, words = x[0].shape
     blocks, parts, columns, _ = weights[0].shape
     flat_x, flat_w, flat_limits = flat(x), flat(weights), limits.ravel()
@@ -218,7 +215,7 @@ def dot(x, patch, stride, kernel, words, weights, start, parts):
 @overload(dot, inline="always")
 def _dot(x, patch, stride, kernel, words, weights, start, parts):
     if len(x) == 1:
-        # sum = columns - 2 * (bits that differ).
+        # sum = columns - 2 * differing bits; the limits are for the differing bits, negative.
         def binary(x, patch, stride, kernel, words, weights, start, parts):
             w, bits = weights[0], x[0]
             total = splat(w, 0)

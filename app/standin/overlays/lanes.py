@@ -1,8 +1,8 @@
 """Vectors of integers as values in numba: one LLVM vector each, so nothing is left to chance.
 
 numba's own loops leave it to the compiler to find a vector in them. ``Lanes`` says it outright:
-``popcount(load(a, i) ^ broadcast(b, j))`` is 64 words wide, stays in registers, and becomes whatever
-the processor has (eight VPOPCNTQ with AVX-512 VPOPCNTDQ, narrower code elsewhere).
+``popcount(load(a, i) ^ broadcast(b, j))`` is 64 words wide, stays in registers, and becomes
+whatever the processor has (eight VPOPCNTQ with AVX-512 VPOPCNTDQ, narrower code elsewhere).
 
 How many lanes an array's elements come in: 64 (uint64 and uint32), 32 (int16). Loads and stores are
 not bounds checked and take flat element indices.
@@ -24,7 +24,7 @@ class Lanes(types.Type):
         """bits, count: both powers of two."""
         self.bits, self.count = bits, count
         self.mask = types.Integer.from_bitwidth(count, signed=False)
-        super().__init__(name="Lanes({}, {})".format(bits, count))
+        super().__init__(name=f"Lanes({bits}, {count})")
 
 
 @register_model(Lanes)
@@ -123,8 +123,8 @@ def popcount(typing, value):
 
     def generate(context, builder, signature, arguments):
         operand = arguments[0].type
-        lanes = "v{}".format(value.count) if isinstance(value, Lanes) else ""
-        name = "llvm.ctpop.{}i{}".format(lanes, value.bits if lanes else value.bitwidth)
+        lanes = f"v{value.count}" if isinstance(value, Lanes) else ""
+        name = f"llvm.ctpop.{lanes}i{value.bits if lanes else value.bitwidth}"
         function = ir.FunctionType(operand, [operand])
         function = cgutils.get_or_insert_function(builder.module, function, name)
         return builder.call(function, arguments)

@@ -1,10 +1,11 @@
-"""BNN-PYNQ parameter folders: the weight and threshold memories of the five overlays, as matrices.
+"""BNN-PYNQ parameter folders: the memories of the five overlays as matrices.
 
-A folder holds ``L-P-weights.bin`` and ``L-P-thres.bin`` (layer L, processing element P, little-endian
-64-bit words) and ``classes.txt``. An overlay folds a layer's matrix over PE processing elements that
-each take SIMD columns at a time, so word ``nf * SF + sf`` of element ``pe`` holds row ``nf * PE + pe``,
-columns ``sf * SIMD ...`` (SF = columns / SIMD). The folding is wired into the bitstream; a short file
-reads as zeros from its end on, as the memory was cleared before.
+A folder holds ``L-P-weights.bin`` and ``L-P-thres.bin`` (layer L, processing element P,
+little-endian 64-bit words) and ``classes.txt``. An overlay folds a layer's matrix over PE
+processing elements that each take SIMD columns at a time: with SF = columns / SIMD, word
+``nf * SF + sf`` of element ``pe`` holds row ``nf * PE + pe``, columns ``sf * SIMD ...``. The
+folding is wired into the bitstream, so it is a constant here; a short file reads as zeros from its
+end on.
 """
 
 import os
@@ -16,7 +17,7 @@ import numpy as np
 class Layer(NamedTuple):
     """One layer as a matrix, ``thresholds < weights @ x`` elementwise being its activation.
 
-    weights: int8 (rows, columns), values -2..1; a convolution's column is (ky * 3 + kx) * channels + c.
+    weights: int8 (rows, columns), -2..1; a convolution's column is (ky * 3 + kx) * channels + c.
     thresholds: int32 (rows, 0..2), ascending, in units of the signed sum ``weights @ x`` whatever
     units the overlay itself counts in. One threshold makes an output of -1 or 1, two of them -1, 0
     or 1; a layer without any gives its sums.
@@ -91,9 +92,7 @@ def read(folder, network=None):
     folder = os.path.abspath(str(folder))
     network = network or os.path.basename(folder)
     if network not in NETWORKS:
-        raise ValueError(
-            "{}: no network {!r}, known are {}".format(folder, network, ", ".join(NETWORKS))
-        )
+        raise ValueError(f"{folder}: no network {network!r}, known are {', '.join(NETWORKS)}")
     with open(os.path.join(folder, "classes.txt"), encoding="utf-8") as lines:
         classes = [line.strip() for line in lines if line.strip()]
     layers = [_layer(folder, network, index) for index in range(len(NETWORKS[network].shapes))]
@@ -133,7 +132,7 @@ def _memory(folder, layer, pes, kind, words):
     """The words of all elements' memories of one layer, uint64 (pes, words)."""
     memory = np.zeros((pes, words), "<u8")
     for pe in range(pes):
-        with open(os.path.join(folder, "{}-{}-{}.bin".format(layer, pe, kind)), "rb") as file:
+        with open(os.path.join(folder, f"{layer}-{pe}-{kind}.bin"), "rb") as file:
             file.readinto(memory[pe].view(np.uint8))
     return memory
 
@@ -141,7 +140,7 @@ def _memory(folder, layer, pes, kind, words):
 def _unpack(words, simd, bits):
     """Weights of (..., words) as int8 (..., words, simd): lane s sits at bit s * bits."""
     lanes = simd * bits
-    octets = words.view(np.uint8).reshape(words.shape + (8,))[..., : (lanes + 7) // 8]
+    octets = words.view(np.uint8).reshape((*words.shape, 8))[..., : (lanes + 7) // 8]
     flags = np.unpackbits(octets, axis=-1, bitorder="little")[..., :lanes].view(np.int8)
     if bits == 1:
         return 2 * flags - 1

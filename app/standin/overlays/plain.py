@@ -56,7 +56,7 @@ class Overlay:
 
 
 def _patches(x, kernel):
-    """Every kernel x kernel patch as one row: (images, side - kernel + 1, ..., kernel**2 * channels)."""
+    """Every kernel x kernel patch as one row of kernel**2 * channels: the matrix's columns."""
     if kernel == 1:
         return x
     side = x.shape[1] - kernel + 1

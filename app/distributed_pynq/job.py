@@ -295,6 +295,7 @@ class Job:
             No usable board for ``patience`` seconds.
         """
         self.predictions = predictions
+        self._resumed = predictions.classified
         self._work = Work(predictions.missing())
         started = self._usable_at = self._started = time.monotonic()
         keepers = {asyncio.create_task(self._watch()), asyncio.create_task(self._commit())}
@@ -333,8 +334,8 @@ class Job:
     async def _watch(self) -> None:
         while True:
             try:
-                present = await asyncio.wait_for(self._present(), 10 * WATCH_S)
-            except (OSError, asyncio.TimeoutError):
+                present = await self._present()
+            except OSError:
                 present = {}
             left: set[asyncio.Task[None]] = set()
             for name in present:
@@ -383,9 +384,11 @@ class Job:
 
     @staticmethod
     async def _stop(tasks: set[asyncio.Task[None]]) -> None:
-        for stopped in tasks:
-            stopped.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # Before Python 3.12 asyncio.wait_for, which Dask uses, can swallow a cancellation.
+        while tasks:
+            for stopped in tasks:
+                stopped.cancel()
+            _, tasks = await asyncio.wait(tasks, timeout=1)
 
     async def _commit(self) -> None:
         while True:
@@ -559,6 +562,7 @@ class Job:
             "params": self.params,
             "images": len(self.dataset),
             "classified": present,
+            "resumed": self._resumed,
             "lost": len(self.dataset) - present - len(self.failed),
             "duplicates": duplicates,
             "retries": self.retries,

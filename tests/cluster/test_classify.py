@@ -1,0 +1,108 @@
+"""One command classifies real images on stand-in boards, each a real worker with a real driver."""
+
+import signal
+import time
+
+import numpy as np
+import overlays
+import pyarrow.parquet as pq
+import pytest
+
+CNV = "cnvW1A1", "cnvW1A2", "cnvW2A2"
+GOLDEN_CIFAR10 = {"cnvW1A1": 100, "cnvW1A2": 50, "cnvW2A2": 50}
+RIGHT_OF_JPEG_1500 = {"cnvW1A1": 0.758, "cnvW1A2": 0.800, "cnvW2A2": 0.794}
+FILES = {"predictions.parquet", "summary.json", "report.html", "performance.png"}
+
+
+def test_digits_by_default(classify):
+    done = classify()
+    assert done.code == 0, done.printed
+    assert {file.name for file in done.folder.iterdir()} == FILES
+    summary = done.summary
+    assert (summary["images"], summary["classified"]) == (599, 599)
+    assert (summary["lost"], summary["duplicates"], summary["failed"]) == (0, 0, [])
+    assert summary["accuracy"] >= 0.96
+    assert f"{summary['accuracy']:.2%} right" in done.printed
+    assert [board["name"] for board in summary["boards"]] == ["standin-1", "standin-2"]
+    assert sum(board["images"] for board in summary["boards"]) == 599
+
+
+@pytest.mark.parametrize("network", CNV)
+def test_cifar10_as_on_the_real_runtime(classify, shared, network):
+    done = classify(
+        "cifar10", "--network", network, "--scores", DISTRIBUTED_PYNQ_DATA=str(shared / "data")
+    )
+    assert done.code == 0, done.printed
+    assert done.summary["classified"] == done.summary["images"] == 10_846
+    index, label, given, scores = done.columns("index", "label", "class", "scores")
+    assert np.array_equal(index, np.arange(10_846))
+    golden = np.load(shared / "golden" / f"cifar10-{network}-first{GOLDEN_CIFAR10[network]}.npy")
+    assert np.array_equal(np.stack(scores[: len(golden)]), golden)
+    assert np.array_equal(given[: len(golden)], golden.argmax(axis=1))
+    if network == "cnvW1A1":
+        assert np.count_nonzero(given[:846] == label[:846]) == 678
+    jpeg = slice(846, 846 + 1500)
+    assert round(np.mean(given[jpeg] == label[jpeg]), 3) == RIGHT_OF_JPEG_1500[network]
+
+
+@pytest.mark.parametrize(("network", "right"), [("lfcW1A1", 9_840), ("lfcW1A2", 9_849)])
+def test_mnist_as_published(classify, shared, network, right):
+    done = classify("mnist", "--network", network, DISTRIBUTED_PYNQ_DATA=str(shared / "data"))
+    assert done.code == 0, done.printed
+    label, given = done.columns("label", "class")
+    assert (len(given), np.count_nonzero(given == label)) == (10_000, right)
+
+
+def test_pictures_have_no_labels(classify, tmp_path):
+    from PIL import Image
+
+    (tmp_path / "pictures").mkdir()
+    for name, colour in (("a.png", "red"), ("b.jpg", "blue"), ("c.png", "white")):
+        Image.new("RGB", (40, 50), colour).save(tmp_path / "pictures" / name)
+    done = classify(tmp_path / "pictures", "--params", "digits")
+    assert done.code == 0, done.printed
+    assert done.summary["accuracy"] is None
+    table = pq.read_table(done.folder / "predictions.parquet")
+    assert table["label"].null_count == 3
+
+
+def test_every_network_gives_the_plain_path_its_classes(classify):
+    from distributed_pynq import datasets, networks
+
+    for network in networks.NETWORKS.values():
+        done = classify("digits", "--network", network.name, "--boards", 3)
+        assert done.code == 0, done.printed
+        records = datasets.load("digits", network).records(0, 599)
+        folder = networks.parameter_root("digits", network) / "digits" / network.name
+        plain = overlays.plain.Overlay(overlays.parameters.read(folder, network.name))
+        if network.kind == "cnv":
+            expected = overlays.classes.cnv_many(plain.scores(records), 10)
+        else:
+            expected = overlays.classes.lfc_many(plain.words(records), 10)
+        (given,) = done.columns("class")
+        assert np.array_equal(given, expected), network.name
+
+
+@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_then_resumed(classify, start, shared, blow):
+    data = {"DISTRIBUTED_PYNQ_DATA": str(shared / "data")}
+    job = ("cifar10", "--network", "cnvW1A1")
+    undisturbed = classify(*job, **data)
+    command = start(*job, "--boards", 2, DISTRIBUTED_PYNQ_STANDIN_RATE="1000", **data)
+    deadline = time.monotonic() + 60
+    while not (command.folder / "boards.json").exists():
+        assert time.monotonic() < deadline and command.process.poll() is None
+        time.sleep(0.05)
+    command.process.send_signal(blow)
+    interrupted = command.wait()
+    assert interrupted.code == (130 if blow == signal.SIGINT else -blow)
+    assert not (command.folder / "predictions.parquet").exists()
+    resumed = classify("--resume", command.folder, **data)
+    assert resumed.code == 0, resumed.printed
+    assert 0 < resumed.summary["resumed"] < 10_846
+    names = ("index", "label", "class", "class_name")
+    tables = [
+        pq.read_table(folder / "predictions.parquet", columns=list(names))
+        for folder in (undisturbed.folder, command.folder)
+    ]
+    assert tables[0].equals(tables[1])

@@ -357,11 +357,11 @@ def test_pace_does_not_drift(monkeypatch):
     monkeypatch.setattr(module.time, "sleep", lambda seconds: spend(seconds + oversleep))
     paced = module.Fabric(rate=1000)
     for _ in range(100):
-        result, microseconds = paced.run(lambda: spend(0.02) or "done", 50)
+        result, microseconds = paced.run(lambda images: spend(0.02) or "done", bytes(50))
         assert (result, microseconds) == ("done", 50000)
     assert clock[0] == pytest.approx(100 * 0.05 + oversleep)
     # What takes longer than its pace is not made up for.
-    _, microseconds = paced.run(lambda: spend(0.2), 50)
+    _, microseconds = paced.run(lambda images: spend(0.2), bytes(50))
     assert microseconds == 200000
 
 
@@ -372,6 +372,7 @@ def test_settings_of_a_stand_in():
     assert module.parse_faults("") == {}
     faults = module.parse_faults("abort@3, hang@5,slow@2:10")
     assert faults == {3: ("abort", 0), 5: ("hang", 0), 2: ("slow", 10)}
+    assert module.parse_faults("abort@crc32:00c0ffee") == {"crc32:00c0ffee": ("abort", 0)}
     for rate in ["0", "-1", "fast", "nan"]:
         with pytest.raises(
             ValueError, match=r"DISTRIBUTED_PYNQ_STANDIN_RATE='.*': expected a positive"
@@ -386,8 +387,9 @@ def test_settings_of_a_stand_in():
         "hang@1:2",
         "crash@1",
         "hang@1;",
+        "abort@crc32:coffee",
     ]:
-        with pytest.raises(ValueError, match="expected abort@N, hang@N or slow@N:SECONDS"):
+        with pytest.raises(ValueError, match="expected abort@N, hang@N, slow@N:SECONDS or abort@crc32"):
             module.parse_faults(f"hang@9,{fault}")
     with pytest.raises(ValueError, match="batch 2 has two faults"):
         module.parse_faults("abort@2,slow@2:1")

@@ -137,7 +137,7 @@ class Library:
         if self._compute is None or (self._hardware and PL.timestamp != self._timestamp):
             # A real FPGA would compute with what another bitstream left there, or never end.
             terminate("char const*")
-        raw, microseconds = FABRIC.run(lambda: self._compute(images), count)
+        raw, microseconds = FABRIC.run(self._compute, images)
         if not self._buffers:
             terminate("char const*")  # freed by another thread while the FPGA computed
         each = np.float32(microseconds) / np.float32(count)

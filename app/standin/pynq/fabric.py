@@ -5,8 +5,8 @@
     By default as fast as software can.
 ``DISTRIBUTED_PYNQ_STANDIN_FAULT``
     What happens to the N-th batch of this process, counted from 1: ``abort@N`` (the runtime kills
-    the process), ``hang@N`` (only SIGKILL ends it), ``slow@N:SECONDS`` (so much longer); several
-    are separated by commas.
+    the process), ``hang@N`` (only SIGKILL ends it), ``slow@N:SECONDS`` (so much longer); or to
+    every batch with an image of that CRC-32: ``abort@crc32:HEX``. Several are separated by commas.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import os
 import re
 import signal
 import time
+import zlib
 
 _RATE = "DISTRIBUTED_PYNQ_STANDIN_RATE"
 _FAULT = "DISTRIBUTED_PYNQ_STANDIN_FAULT"
@@ -40,7 +41,8 @@ def parse_rate(text):
 
 
 def parse_faults(text):
-    """Faults of a setting: {batch: (kind, seconds)}, batches counted from 1.
+    """Faults of a setting: {batch: (kind, seconds)}, batches counted from 1; an image's fault has
+    the key "crc32:HEX".
 
     Raises
     ------
@@ -49,10 +51,14 @@ def parse_faults(text):
     """
     faults = {}
     for fault in filter(None, text.split(",")):
+        if re.fullmatch(r"abort@crc32:[0-9a-f]{8}", fault.strip()):
+            faults[fault.strip()[len("abort@") :]] = "abort", 0.0
+            continue
         match = re.fullmatch(r"(abort|hang|slow)@([1-9]\d*)(?::(\d+(?:\.\d+)?))?", fault.strip())
         if match is None or (match.group(1) == "slow") != (match.group(3) is not None):
             raise ValueError(
-                f"{_FAULT}={text!r}: expected abort@N, hang@N or slow@N:SECONDS, not {fault!r}"
+                f"{_FAULT}={text!r}: expected abort@N, hang@N, slow@N:SECONDS or "
+                f"abort@crc32:HEX, not {fault!r}"
             )
         batch = int(match.group(2))
         if batch in faults:
@@ -84,6 +90,7 @@ class Fabric:
     def __init__(self, rate=math.inf, faults=None):
         self.rate = rate
         self.faults = faults or {}
+        self._poison = {key for key in self.faults if isinstance(key, str)}
         self._batches = 0
         self._late = 0.0
 
@@ -94,24 +101,26 @@ class Fabric:
         ----------
         compute : callable
             Does the computing.
-        images : int
-            Number of images it computes.
+        images : numpy.ndarray
+            What it computes, uint8 (n, bytes of an image).
 
         Returns
         -------
         tuple
-            What ``compute()`` returned, and the microseconds that the batch took.
+            What ``compute(images)`` returned, and the microseconds that the batch took.
         """
         start = time.perf_counter()
         self._batches += 1
         fault, delay = self.faults.get(self._batches, (None, 0.0))
+        if self._poison and any(f"crc32:{zlib.crc32(i):08x}" in self._poison for i in images):
+            fault = "abort"
         with _native_code():
             if fault == "abort":
                 terminate("char const*")
             while fault == "hang":
                 signal.pause()
-            result = compute()
-            busy = max(time.perf_counter() - start, images / self.rate) + delay
+            result = compute(images)
+            busy = max(time.perf_counter() - start, len(images) / self.rate) + delay
             # A sleep ends a little late. The next one makes up for it, or else the delays of a long
             # run would add up.
             end = start + busy - self._late

@@ -1,4 +1,4 @@
-"""The overlays against BNN-PYNQ's own runtime, against each other, and in the oldest interpreter."""
+"""The overlays against BNN-PYNQ's own runtime and against each other, in old interpreters too."""
 
 import gzip
 import importlib

@@ -52,6 +52,8 @@ LOSSES = 5
 FAULTS_IN_A_ROW = 3
 PAUSE_S = 2.0
 PAUSE_MAX_S = 60.0
+# A driver that is this late counts as hung; its time for the chunk, ten times over, comes on top.
+LIMIT_S = 5.0
 WATCH_S = 0.5
 REACH_S = 10.0
 COMMIT_S = 2.0
@@ -319,6 +321,11 @@ class Job:
         return self.predictions.classified
 
     @property
+    def uncut(self) -> int:
+        """Records that no board has been given yet; they are given in order."""
+        return self._work.uncut
+
+    @property
     def rate(self) -> float:
         """Images per second so far, over all boards."""
         seconds = time.monotonic() - self._started
@@ -426,6 +433,8 @@ class Job:
         # Towards the end chunks shrink, so that all boards finish together.
         share_s = self._work.uncut / rate / WINDOW
         wanted_s = min(CHUNK_S, max(LAST_CHUNK_S, share_s))
+        if not board.chunks:
+            wanted_s = LAST_CHUNK_S  # the published rate may be far off
         return max(1, min(int(board.rate * wanted_s), CHUNK_MAX[self.network.kind]))
 
     async def _classify(self, board: Board, chunk: Chunk) -> dict[str, Any]:
@@ -442,7 +451,7 @@ class Job:
             params=self.params,
             count=len(chunk),
             scores=self.scores,
-            limit=10 + 10 * len(chunk) / board.rate,
+            limit=LIMIT_S + 10 * len(chunk) / board.rate,
         )
         return dict(await future)
 

@@ -61,6 +61,10 @@ class Predictions:
         self._taken = np.asarray(self._marks) != 0
         self.classified = int(np.count_nonzero(self._taken))
 
+    def has(self, start: int, stop: int) -> bool:
+        """Whether each of the records start..stop has an answer."""
+        return bool(self._taken[start:stop].all())
+
     def missing(self) -> Iterator[tuple[int, int]]:
         """Ranges (start, stop) of records without an answer, in order."""
         edges = np.flatnonzero(np.diff(self._taken, prepend=True, append=True))

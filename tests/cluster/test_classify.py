@@ -5,6 +5,9 @@ import time
 
 import numpy as np
 import overlays
+import overlays.classes
+import overlays.parameters
+import overlays.plain
 import pyarrow.parquet as pq
 import pytest
 

@@ -1,0 +1,265 @@
+"""A job of 50,000 records on 4 boards while something breaks: all classified, once, as if undisturbed.
+
+Real processes are killed, stopped and restarted; boards are paced so that the fault falls into the
+job. What needs a network or systemd of its own is in tests/fleet.
+"""
+
+import asyncio
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import overlays
+import overlays.classes
+import psutil
+import pytest
+
+from distributed_pynq import datasets, local, networks, predictions
+from distributed_pynq.errors import ClusterError
+from distributed_pynq.job import Job
+
+RECORDS = 50_000
+BOARDS = 4
+RATE = 4_000
+NETWORK = networks.NETWORKS["lfcW1A1"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> datasets.Dataset:
+    """50,000 digits, each a little different."""
+    path = tmp_path_factory.mktemp("records") / "noisy-images-idx3-ubyte"
+    digits = datasets.load("digits", NETWORK)
+    once = digits.records(0, len(digits))
+    rng = np.random.default_rng(2)
+    images = np.resize(once, (RECORDS, 784)) ^ np.where(rng.random((RECORDS, 784)) < 0.02, 255, 0)
+    header = np.array([0x803, RECORDS, 28, 28], ">u4").tobytes()
+    path.write_bytes(header + images.astype(np.uint8).tobytes())
+    return datasets.load(str(path), NETWORK)
+
+
+@pytest.fixture(scope="module")
+def expected(dataset) -> np.ndarray:
+    """The classes of an undisturbed run, straight from the overlay."""
+    folder = networks.parameter_root("digits", NETWORK) / "digits" / NETWORK.name
+    words = overlays.load(folder, NETWORK.name).words(dataset.records(0, RECORDS))
+    return overlays.classes.lfc_many(words, 10)
+
+
+class Run:
+    """A job on a cluster of stand-ins, and what a test does to them."""
+
+    def __init__(self, cluster: local.Cluster, job: Job, answers: predictions.Predictions) -> None:
+        self.cluster, self.job, self.answers = cluster, job, answers
+
+    def worker(self, number: int) -> psutil.Process:
+        return psutil.Process(self.cluster.processes[f"standin-{number}"].pid)
+
+    def driver(self, number: int) -> psutil.Process:
+        (driver,) = self.worker(number).children()
+        return driver
+
+    def restart(self, number: int) -> None:
+        """What systemd does for the board's worker."""
+        self.cluster.stop(f"standin-{number}")
+        self.cluster.start_board(f"standin-{number}", **paced())
+
+
+def paced(**environment: str) -> dict[str, str]:
+    return {"DISTRIBUTED_PYNQ_STANDIN_RATE": str(RATE), **environment}
+
+
+@asynccontextmanager
+async def running(
+    dataset: datasets.Dataset, folder: Path, **odd: str
+) -> AsyncIterator[tuple[Run, "asyncio.Task[None]"]]:
+    """A job that has classified some records already; ``odd`` is the environment of board 4."""
+    with local.Cluster(networks.parameter_root("digits", NETWORK)) as cluster:
+        for number in range(1, BOARDS):
+            cluster.start_board(f"standin-{number}", **paced())
+        cluster.start_board(f"standin-{BOARDS}", **paced(**odd))
+        async with cluster.client() as client:
+            job = Job(client, dataset, NETWORK, "digits", patience=40)
+            await job.prepare()
+            answers = predictions.Predictions(folder, RECORDS, 0)
+            task = asyncio.create_task(job.run(answers))
+            while not answers.classified and not task.done():
+                await asyncio.sleep(0.01)
+            yield Run(cluster, job, answers), task
+
+
+def survive(
+    dataset: datasets.Dataset,
+    expected: np.ndarray,
+    folder: Path,
+    blow: Callable[[Run], Awaitable[None]],
+    failed: tuple[int, ...] = (),
+    **odd: str,
+) -> dict[str, Any]:
+    """Run a job, strike, and check that nothing is lost, doubled or changed."""
+
+    async def story() -> tuple[Job, float]:
+        async with running(dataset, folder, **odd) as (run, task):
+            handed_out = RECORDS - run.job.uncut
+            struck = time.monotonic()
+            await blow(run)
+            while not run.answers.has(0, handed_out) and not task.done():
+                await asyncio.sleep(0.05)
+            recovered = time.monotonic() - struck
+            await task
+            return run.job, recovered
+
+    job, recovered = asyncio.run(story())
+    path = folder / "predictions.parquet"
+    job.predictions.write(path, dataset, job.class_names)
+    summary = job.summary(*predictions.count(path, RECORDS), None)
+    table = predictions.pq.read_table(path)
+    ideal = RECORDS / RATE / BOARDS
+    assert (summary["lost"], summary["duplicates"]) == (0, 0)
+    assert [record["index"] for record in summary["failed"]] == list(failed)
+    there = np.setdiff1d(np.arange(RECORDS), failed)
+    assert np.array_equal(table["index"].to_numpy(), there)
+    assert np.array_equal(table["class"].to_numpy(), expected[there])
+    title = blow.__name__.replace("_", " ")
+    print(
+        f"\n{title}: recovered in {recovered:.1f} s; wall {job.wall_s:.1f} s, ideal {ideal:.1f} s"
+    )
+    return summary
+
+
+def faults(summary: dict[str, Any], board: str) -> list[str]:
+    return [fault["reason"] for fault in summary["faults"] if fault["board"] == board]
+
+
+def test_a_worker_is_killed(dataset, expected, tmp_path):
+    async def kill_a_worker(run: Run) -> None:
+        run.restart(1)
+
+    summary = survive(dataset, expected, tmp_path, kill_a_worker)
+    assert summary["retries"] > 0
+
+
+def test_two_workers_are_killed_for_good(dataset, expected, tmp_path):
+    async def kill_two_workers(run: Run) -> None:
+        for number in (1, 2):
+            run.cluster.stop(f"standin-{number}")
+
+    survive(dataset, expected, tmp_path, kill_two_workers)
+
+
+def test_a_driver_is_killed(dataset, expected, tmp_path):
+    async def kill_a_driver(run: Run) -> None:
+        run.driver(1).kill()
+
+    summary = survive(dataset, expected, tmp_path, kill_a_driver)
+    assert any("died" in reason for reason in faults(summary, "standin-1"))
+
+
+def test_a_driver_hangs(dataset, expected, tmp_path):
+    async def let_a_driver_hang(run: Run) -> None:
+        """It does so in its fourth batch."""
+
+    odd = {"DISTRIBUTED_PYNQ_STANDIN_FAULT": "hang@4"}
+    summary = survive(dataset, expected, tmp_path, let_a_driver_hang, **odd)
+    assert any("no answer to 'run'" in reason for reason in faults(summary, "standin-4"))
+
+
+def test_one_record_kills_the_driver_on_every_board(dataset, expected, tmp_path, monkeypatch):
+    async def feed_a_deadly_record(run: Run) -> None:
+        """It is among the others."""
+
+    bad = 31_234
+    pixels = np.where(dataset.records(bad, bad + 1)[0] >= 128, 255, 0).astype(np.uint8)
+    fault = f"abort@crc32:{zlib.crc32(pixels):08x}"
+    monkeypatch.setenv("DISTRIBUTED_PYNQ_STANDIN_FAULT", fault)
+    summary = survive(dataset, expected, tmp_path, feed_a_deadly_record, failed=(bad,))
+    assert "SIGABRT" in summary["failed"][0]["reason"]
+
+
+def test_a_driver_aborts_now_and_then(dataset, expected, tmp_path):
+    async def abort_a_driver_again_and_again(run: Run) -> None:
+        """Every third batch of each of its processes does."""
+
+    odd = {"DISTRIBUTED_PYNQ_STANDIN_FAULT": "abort@3"}
+    summary = survive(dataset, expected, tmp_path, abort_a_driver_again_and_again, **odd)
+    assert any("SIGABRT" in reason for reason in faults(summary, "standin-4"))
+
+
+def test_the_scheduler_restarts(dataset, expected, tmp_path):
+    async def restart_the_scheduler(run: Run) -> None:
+        run.cluster.stop("scheduler")
+        run.cluster.start_scheduler()
+        # Workers leave with their scheduler; systemd brings them back.
+        for number in range(1, BOARDS + 1):
+            await asyncio.to_thread(run.cluster.processes[f"standin-{number}"].wait, 30)
+            run.restart(number)
+
+    survive(dataset, expected, tmp_path, restart_the_scheduler)
+
+
+def test_a_worker_freezes(dataset, expected, tmp_path):
+    async def freeze_a_worker(run: Run) -> None:
+        run.worker(1).suspend()
+
+    survive(dataset, expected, tmp_path, freeze_a_worker)
+
+
+def test_tmpfs_is_full_on_one_board(dataset, expected, tmp_path):
+    tmpfs = tmp_path / "tmpfs"
+    tmpfs.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(tmpfs)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no right to mount a tmpfs")
+
+    async def fill_the_tmpfs(run: Run) -> None:
+        """It has 4 KB from the start."""
+
+    try:
+        odd = {"DISTRIBUTED_PYNQ_TMPFS": str(tmpfs)}
+        summary = survive(dataset, expected, tmp_path, fill_the_tmpfs, **odd)
+    finally:
+        subprocess.run(["umount", "-l", tmpfs], check=True)
+    assert any("No space left" in reason for reason in faults(summary, "standin-4"))
+    board = next(board for board in summary["boards"] if board["name"] == "standin-4")
+    assert board["images"] == 0
+
+
+def test_a_board_joins_half_way(dataset, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "RATE", 700)
+
+    async def join(run: Run) -> None:
+        run.cluster.start_board("late", **paced())
+
+    summary = survive(dataset, expected, tmp_path, join)
+    late = next(board for board in summary["boards"] if board["name"] == "late")
+    assert late["images"] > 0
+
+
+def test_no_board_is_left(dataset, tmp_path):
+    async def story() -> None:
+        async with running(dataset, tmp_path) as (run, task):
+            run.job.patience = 3
+            for number in range(1, BOARDS + 1):
+                run.cluster.stop(f"standin-{number}")
+            await task
+
+    with pytest.raises(ClusterError, match="no usable board for 3 s"):
+        asyncio.run(story())
+    resumed = predictions.Predictions(tmp_path, RECORDS, 0)
+    assert 0 < resumed.classified < RECORDS
+
+
+def test_clocks_are_50_years_apart(dataset, expected, tmp_path):
+    async def set_a_clock_back(run: Run) -> None:
+        """It is 50 years late from the start."""
+
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+    if library is None:
+        pytest.skip("libfaketime is not installed")
+    odd = {"LD_PRELOAD": str(library), "FAKETIME": "-50y", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    survive(dataset, expected, tmp_path, set_a_clock_back, **odd)

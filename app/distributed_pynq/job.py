@@ -5,10 +5,14 @@ worker and await the answer, so that the next chunk is on the board before the p
 A chunk travels in the task graph: nothing is lost with a board, for the client still has the
 records. What fails is tried on another board; what fails there too is cut until the bad record is
 alone and named.
+
+A kind of job is a subclass of `Job` in a file of its own, and the file of its name in driver/:
+classify.py and driver/classify.py, vadd.py and driver/vadd.py. Nothing else knows of it.
 """
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import collections
 import contextlib
@@ -20,20 +24,16 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import dask.config
 import distributed
-import numpy as np
 import yaml
 
 from . import __version__
 from . import worker as task
-from .datasets import Dataset
 from .errors import ClusterError, InputError
-from .networks import Network
-from .predictions import Predictions
 from .report import Span
 
 # Chunks under way per device: one in the FPGA, one waiting on the board, one on its way.
@@ -41,8 +41,6 @@ WINDOW = 3
 # FPGA time of a chunk: long enough to hide what a task costs, short enough to share fairly.
 CHUNK_S = 0.1
 LAST_CHUNK_S = 0.02
-# bnn-pynq expands pixels to floats: more images a call do not fit a board of 512 MB.
-CHUNK_MAX = {"cnv": 1_000, "lfc": 10_000}
 # A chunk that failed this often, on boards in good standing, is cut into pieces.
 ATTEMPTS = 2
 PIECES = 8
@@ -83,7 +81,7 @@ class Board:
     rate: float
     device: str = ""
     address: str = ""
-    images: int = 0
+    records: int = 0
     chunks: int = 0
     busy_s: float = 0.0
     faults: list[str] = field(default_factory=list)
@@ -154,6 +152,23 @@ class Work:
         return bool(stuck)
 
 
+class Answers(Protocol):
+    """Where the answers of a job are kept."""
+
+    @property
+    def answered(self) -> int:
+        """How many records have an answer, those of an earlier run of the job among them."""
+
+    def missing(self) -> Iterator[tuple[int, int]]:
+        """Ranges (start, stop) of records without an answer, in order."""
+
+    def commit(self) -> None:
+        """Make safe what was kept since the last time."""
+
+
+Kept = TypeVar("Kept", bound=Answers)
+
+
 @contextlib.asynccontextmanager
 async def connect(address: str) -> AsyncIterator[Any]:
     """Connect to a fleet's scheduler with the certificates that Dask's configuration names.
@@ -201,55 +216,79 @@ def use_engine_settings() -> None:
     dask.config.update(dask.config.config, settings)
 
 
-class Job:
-    """Classify the records of a data set that have no prediction yet.
+class Job(abc.ABC, Generic[Kept]):
+    """The engine of every kind of job: answers to records that have none yet.
+
+    A kind of job names itself, says what devices load for it and how its records travel, and keeps
+    what comes back.
 
     Parameters
     ----------
     client
         Asynchronous distributed.Client of the cluster.
-    dataset, network, params
-        What to classify, with which network and parameter set.
-    scores
-        Keep the score of every class (CNV only).
+    total
+        How many records there are.
+    settings
+        What the driver's "load" takes for this kind of job.
+    rate
+        Records/s of a device's FPGA, until it has shown its own.
+    chunk_max
+        Records a task may have.
     chunk
-        Records per task; by default what keeps a device busy for 0.1 s.
+        Records per task; by default as many as take the FPGA 0.1 s.
     patience
-        Seconds without a usable board after which the job gives up.
+        Seconds without any usable board after which the job is given up.
     """
+
+    name: ClassVar[str]
+    """Its file in driver/, e.g. "classify"."""
+    unit: ClassVar[str]
+    """What its records are, e.g. "images"."""
+    title: str
+    """Its name where there is little room."""
+    answers: Kept
 
     def __init__(
         self,
         client: Any,
-        dataset: Dataset,
-        network: Network,
-        params: str,
-        *,
-        scores: bool = False,
+        total: int,
+        settings: dict[str, Any],
+        rate: float,
+        chunk_max: int,
         chunk: int | None = None,
         patience: float = 60.0,
     ) -> None:
         self.client = client
-        self.dataset = dataset
-        self.network = network
-        self.params = params
-        self.scores = scores
+        self.total = total
+        self.settings = settings
         self.chunk = chunk
         self.patience = patience
         self.boards: dict[str, Board] = {}
-        self.class_names: list[str] = []
         self.timeline: list[Span] = []
         self.failed: list[dict[str, Any]] = []
         self.retries = 0
         self.wall_s = 0.0
         self.versions: dict[str, str] = {}
+        self._rate = rate
+        self._chunk_max = chunk_max
         self._token = uuid.uuid4().hex
         self._sent = itertools.count()
         self._news = asyncio.Event()
         self._proven: Chunk | None = None
 
+    @abc.abstractmethod
+    def encode(self, start: int, stop: int) -> tuple[Any, dict[str, Any]]:
+        """The records start..stop as they travel, bytes-like, and what the driver's "run" takes."""
+
+    @abc.abstractmethod
+    def keep(self, start: int, stop: int, board: tuple[str, str], output: bytes) -> None:
+        """Keep what a board (name, device) wrote as the answers to the records start..stop."""
+
+    def loaded(self, answer: dict[str, Any]) -> None:
+        """Learn from a driver's answer to "load"."""
+
     async def prepare(self) -> None:
-        """Load overlay and parameters into every device, before the clock starts.
+        """Load what the job needs into every device, before the clock starts.
 
         Raises
         ------
@@ -261,9 +300,8 @@ class Job:
         present = await self._present()
         if not present:
             raise ClusterError(f"{self.client.scheduler.address}: no board has joined the cluster")
-        settings = {"network": self.network.name, "params": self.params}
         loads = {
-            name: self._submit(task.load, address, "load", **settings)
+            name: self._submit(task.load, address, "load", job=self.name, settings=self.settings)
             for name, address in present.items()
         }
         refusals: dict[str, Exception] = {}
@@ -276,7 +314,7 @@ class Job:
                 board.faults.append(str(error))
                 continue
             board.device = answer["device"]
-            self.class_names = answer["classes"]
+            self.loaded(answer)
             self.versions = {
                 "distributed_pynq": __version__,
                 "distributed": answer["distributed"],
@@ -288,17 +326,17 @@ class Job:
             refused = all(isinstance(error, task.RequestError) for error in refusals.values())
             raise InputError(told) if refused else ClusterError(told)
 
-    async def run(self, predictions: Predictions) -> None:
-        """Classify what has no prediction yet; what is done is safe whatever happens.
+    async def run(self, answers: Kept) -> None:
+        """Process the records that have no answer yet; what is kept is safe whatever happens.
 
         Raises
         ------
         ClusterError
             No usable board for ``patience`` seconds.
         """
-        self.predictions = predictions
-        self._resumed = predictions.classified
-        self._work = Work(predictions.missing())
+        self.answers = answers
+        self.resumed = answers.answered
+        self._work = Work(answers.missing())
         started = self._usable_at = self._started = time.monotonic()
         keepers = {asyncio.create_task(self._watch()), asyncio.create_task(self._commit())}
         try:
@@ -313,12 +351,7 @@ class Job:
         finally:
             self.wall_s = time.monotonic() - started
             await self._stop(keepers.union(*(self._release(b) for b in self.boards.values())))
-            predictions.commit()
-
-    @property
-    def classified(self) -> int:
-        """Records that have a prediction, those of an earlier run of the job among them."""
-        return self.predictions.classified
+            answers.commit()
 
     @property
     def uncut(self) -> int:
@@ -327,14 +360,14 @@ class Job:
 
     @property
     def rate(self) -> float:
-        """Images per second so far, over all boards."""
+        """Records per second so far, over all boards."""
         seconds = time.monotonic() - self._started
-        return sum(board.images for board in self.boards.values()) / seconds
+        return sum(board.records for board in self.boards.values()) / seconds
 
     @property
     def done(self) -> bool:
-        """Whether every record has a prediction or has failed."""
-        return self.classified + len(self.failed) == len(self.dataset)
+        """Whether every record has an answer or has failed."""
+        return self.answers.answered + len(self.failed) == self.total
 
     # -- boards come and go ----------------------------------------------------------------------
 
@@ -381,7 +414,7 @@ class Job:
 
     def _board(self, worker: str) -> Board:
         if worker not in self.boards:
-            self.boards[worker] = Board(worker, self.network.rate)
+            self.boards[worker] = Board(worker, self._rate)
         return self.boards[worker]
 
     @staticmethod
@@ -400,7 +433,7 @@ class Job:
     async def _commit(self) -> None:
         while True:
             await asyncio.sleep(COMMIT_S)
-            await asyncio.to_thread(self.predictions.commit)
+            await asyncio.to_thread(self.answers.commit)
 
     # -- chunks go out and answers come back -----------------------------------------------------
 
@@ -414,7 +447,7 @@ class Job:
                 continue
             board.under_way += 1
             try:
-                answer = await self._classify(board, chunk)
+                answer = await self._process(board, chunk)
             except (task.DeviceFault, task.RequestError) as error:
                 self._fault(board, chunk, str(error))
             except (asyncio.CancelledError, CancelledError, distributed.KilledWorker):
@@ -435,22 +468,20 @@ class Job:
         wanted_s = min(CHUNK_S, max(LAST_CHUNK_S, share_s))
         if not board.chunks:
             wanted_s = LAST_CHUNK_S  # the published rate may be far off
-        return max(1, min(int(board.rate * wanted_s), CHUNK_MAX[self.network.kind]))
+        return max(1, min(int(board.rate * wanted_s), self._chunk_max))
 
-    async def _classify(self, board: Board, chunk: Chunk) -> dict[str, Any]:
+    async def _process(self, board: Board, chunk: Chunk) -> dict[str, Any]:
         chunk.tries += 1
         self.retries += chunk.tries > 1
+        records, request = self.encode(chunk.start, chunk.stop)
         future = self._submit(
-            task.classify,
+            task.run,
             board.address,
-            self.network.name,
-            records=task.Records(
-                self.network.encode(self.dataset.records(chunk.start, chunk.stop))
-            ),
-            network=self.network.name,
-            params=self.params,
-            count=len(chunk),
-            scores=self.scores,
+            self.name,
+            job=self.name,
+            settings=self.settings,
+            records=task.Records(records),
+            request=request,
             limit=LIMIT_S + 10 * len(chunk) / board.rate,
         )
         return dict(await future)
@@ -465,18 +496,10 @@ class Job:
         )
 
     def _collect(self, board: Board, chunk: Chunk, answer: dict[str, Any]) -> None:
-        output = np.frombuffer(answer["output"], "<i2")
-        classes, scores = output[: len(chunk)], output[len(chunk) :]
-        self.predictions.put(
-            chunk.start,
-            chunk.stop,
-            (board.name, answer["device"]),
-            classes,
-            scores.reshape(len(chunk), -1) if self.scores else None,
-        )
+        self.keep(chunk.start, chunk.stop, (board.name, answer["device"]), answer["output"])
         now, busy_s = time.monotonic() - self._started, answer["seconds"]
         board.device = answer["device"]
-        board.images += len(chunk)
+        board.records += len(chunk)
         board.chunks += 1
         board.busy_s += busy_s
         board.rate += (len(chunk) / busy_s - board.rate) / 2
@@ -532,7 +555,7 @@ class Job:
         if asyncio.current_task() is not board.slots[0]:
             return False
         try:
-            await self._classify(board, self._proven)
+            await self._process(board, self._proven)
         except (task.DeviceFault, task.RequestError) as error:
             self._blame(board, str(error))
         except (asyncio.CancelledError, CancelledError, distributed.KilledWorker):
@@ -550,32 +573,17 @@ class Job:
 
     # -- what is told ----------------------------------------------------------------------------
 
-    def summary(self, present: int, duplicates: int, correct: int | None) -> dict[str, Any]:
-        """The content of summary.json.
-
-        Parameters
-        ----------
-        present, duplicates
-            Records in predictions.parquet, and rows too many, as read back from it.
-        correct
-            Records with the class of their label; None without labels.
-        """
+    def figures(self) -> dict[str, Any]:
+        """What every summary tells, whose "images" are the records of the job."""
         boards = [b for b in self.boards.values() if b.chunks or b.faults or b.address]
-        done = sum(board.images for board in boards)
-        rate = sum(b.images / b.busy_s for b in boards if b.busy_s)
+        done = sum(board.records for board in boards)
+        rate = sum(b.records / b.busy_s for b in boards if b.busy_s)
         ideal_s = done / rate if rate else 0.0
         return {
-            "job": "classify",
-            "dataset": self.dataset.name,
-            "network": self.network.name,
-            "params": self.params,
-            "images": len(self.dataset),
-            "classified": present,
-            "resumed": self._resumed,
-            "lost": len(self.dataset) - present - len(self.failed),
-            "duplicates": duplicates,
+            "job": self.name,
+            "images": self.total,
+            "resumed": self.resumed,
             "retries": self.retries,
-            "accuracy": None if correct is None or not present else correct / present,
             "wall_s": self.wall_s,
             "images_per_s": done / self.wall_s if self.wall_s else 0.0,
             "ideal_s": ideal_s,
@@ -585,10 +593,10 @@ class Job:
                     "name": board.name,
                     "address": board.address,
                     "device": board.device,
-                    "images": board.images,
+                    "images": board.records,
                     "chunks": board.chunks,
                     "busy_s": board.busy_s,
-                    "images_per_s": board.images / board.busy_s if board.busy_s else 0.0,
+                    "images_per_s": board.records / board.busy_s if board.busy_s else 0.0,
                     "faults": len(board.faults),
                 }
                 for board in boards

@@ -13,8 +13,9 @@ from typing import Any
 from rich.console import Console
 
 from . import datasets, local, networks, predictions, progress, report
+from .classify import Classification
 from .errors import InputError
-from .job import Job, connect
+from .job import connect
 
 FILE = "job.json"
 # Records at either end by which a data set is known again.
@@ -125,14 +126,16 @@ class Order:
                         cluster.start_board(f"standin-{number}")
                     client = await stack.enter_async_context(cluster.client())
             params = Path(self.params).name
-            job = Job(client, self.dataset, self.network, params, scores=self.scores, chunk=chunk)
+            job = Classification(
+                client, self.dataset, self.network, params, scores=self.scores, chunk=chunk
+            )
             with console.status("loading overlay and parameters"):
                 await job.prepare()
             width = len(job.class_names) if self.scores else 0
             answers = predictions.Predictions(self.folder, len(self.dataset), width)
-            if answers.classified:
+            if answers.answered:
                 total = f"{len(self.dataset):,}"
-                console.print(f"resuming: {answers.classified:,} of {total} images are done")
+                console.print(f"resuming: {answers.answered:,} of {total} images are done")
             try:
                 async with progress.shown(job, console, quiet=quiet):
                     await job.run(answers)
@@ -165,7 +168,7 @@ class Order:
         }
 
     def _write(
-        self, job: Job, answers: predictions.Predictions, console: Console
+        self, job: Classification, answers: predictions.Predictions, console: Console
     ) -> dict[str, Any]:
         with console.status("writing predictions.parquet and report.html"):
             path = self.folder / "predictions.parquet"

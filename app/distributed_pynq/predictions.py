@@ -59,7 +59,7 @@ class Predictions:
             ]
         self._unmarked: list[tuple[int, int, int]] = []
         self._taken = np.asarray(self._marks) != 0
-        self.classified = int(np.count_nonzero(self._taken))
+        self.answered = int(np.count_nonzero(self._taken))
 
     def has(self, start: int, stop: int) -> bool:
         """Whether each of the records start..stop has an answer."""
@@ -79,7 +79,7 @@ class Predictions:
         """
         if board not in self._boards:
             self._boards.append(board)
-        self.classified += int(np.count_nonzero(~self._taken[start:stop]))
+        self.answered += int(np.count_nonzero(~self._taken[start:stop]))
         self._taken[start:stop] = True
         self._answers["class"][start:stop] = classes
         if scores is not None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,7 +18,7 @@ LINE_EVERY_S = 5.0
 
 
 @contextlib.asynccontextmanager
-async def shown(job: Job, console: Console, *, quiet: bool) -> AsyncIterator[None]:
+async def shown(job: Job[Any], console: Console, *, quiet: bool) -> AsyncIterator[None]:
     """Show how a job gets on, until the block ends."""
     show = _lines if quiet or not console.is_terminal else _bar
     task = asyncio.create_task(show(job, console))
@@ -28,7 +29,7 @@ async def shown(job: Job, console: Console, *, quiet: bool) -> AsyncIterator[Non
         await asyncio.gather(task, return_exceptions=True)
 
 
-def boards(job: Job) -> str:
+def boards(job: Job[Any]) -> str:
     """How many boards are in which state, e.g. "3 busy, 1 failed (z1-04)"."""
     states = Counter(board.state for board in job.boards.values())
     failed = [board.worker for board in job.boards.values() if board.state == "failed"]
@@ -36,18 +37,17 @@ def boards(job: Job) -> str:
     return ", ".join(parts) + (f" ({', '.join(failed)})" if failed else "")
 
 
-async def _bar(job: Job, console: Console) -> None:
+async def _bar(job: Job[Any], console: Console) -> None:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:,.0f} images/s"),
+        TextColumn(f"{{task.fields[rate]:,.0f}} {job.unit}/s"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[boards]}"),
     )
     with Progress(*columns, console=console) as progress:
-        total = len(job.dataset)
-        bar = progress.add_task(job.network.name, total=total, rate=0.0, boards="")
+        bar = progress.add_task(job.title, total=job.total, rate=0.0, boards="")
         try:
             while True:
                 _update(progress, bar, job)
@@ -56,17 +56,18 @@ async def _bar(job: Job, console: Console) -> None:
             _update(progress, bar, job)
 
 
-def _update(progress: Progress, bar: object, job: Job) -> None:
-    progress.update(bar, completed=job.classified, rate=job.rate, boards=boards(job))  # type: ignore[arg-type]
+def _update(progress: Progress, bar: object, job: Job[Any]) -> None:
+    progress.update(bar, completed=job.answers.answered, rate=job.rate, boards=boards(job))  # type: ignore[arg-type]
 
 
-async def _lines(job: Job, console: Console) -> None:
+async def _lines(job: Job[Any], console: Console) -> None:
     while True:
         await asyncio.sleep(LINE_EVERY_S)
-        left = len(job.dataset) - job.classified
+        answered = job.answers.answered
+        left = job.total - answered
         eta = f"{left / job.rate:,.0f} s left" if job.rate else "waiting for a board"
         console.print(
-            f"{job.classified:,} of {len(job.dataset):,} images, {job.rate:,.0f} images/s, "
+            f"{answered:,} of {job.total:,} {job.unit}, {job.rate:,.0f} {job.unit}/s, "
             f"{eta}; {boards(job)}",
             highlight=False,
         )

@@ -55,7 +55,7 @@ class Records:
     Parameters
     ----------
     buffer : bytes-like
-        Records in the form the network travels in (networks.Network.encode).
+        Records in the form they travel in (job.Job.encode).
     """
 
     __slots__ = ("buffer",)
@@ -265,52 +265,50 @@ class Device:
 _device = None
 
 
-def load(network, params):
-    """Task: load a network's overlay and a parameter set into this worker's device.
+def load(job, settings):
+    """Task: load what a job needs into this worker's device.
+
+    Parameters
+    ----------
+    job : str
+        Its kind, a file in driver/: "classify".
+    settings : dict
+        What the driver's 'load' takes, e.g. {"network": "cnvW1A1", "params": "cifar10"}.
 
     Returns
     -------
     dict
-        'classes' (list of str), 'seconds' (of the load), and what the device is: 'board',
-        'device', 'python', 'pid', 'distributed' and 'host'.
+        What the driver answered, e.g. 'classes' and 'seconds' (of the load), and what the device
+        is: 'board', 'device', 'python', 'pid', 'distributed' and 'host'.
     """
-    answer = _device.load("classify", {"network": network, "params": params})
-    return dict(
-        _device.description,
-        classes=answer["classes"],
-        seconds=answer["seconds"],
-        distributed=distributed.__version__,
-        host=socket.gethostname(),
-    )
+    return dict(_device.load(job, settings), **describe())
 
 
-def classify(records, network, params, count, scores, limit):
-    """Task: classify one chunk on this worker's device.
+def run(job, settings, records, request, limit):
+    """Task: process one chunk on this worker's device.
 
     Parameters
     ----------
+    job, settings : str, dict
+        What must be loaded.
     records : Records
-        ``count`` records in travel form.
-    network, params : str
-        What must be loaded, e.g. "cnvW1A1" and "cifar10".
-    scores : bool
-        Also return the scores of every class.
+        The chunk.
+    request : dict
+        What the driver's 'run' takes besides files, e.g. {"records": 250, "scores": False}.
     limit : float
         Seconds until the driver counts as hung.
 
     Returns
     -------
     dict
-        'output': bytes, int16 classes (count,), then int16 scores (count, classes) if asked;
-        'seconds' of accelerator time; 'device'; 'faults'.
+        'output': what the driver wrote, bytes; 'seconds' of accelerator time; 'device'; 'faults'.
     """
-    return _device.run(
-        "classify",
-        {"network": network, "params": params},
-        records.buffer,
-        {"records": count, "scores": scores},
-        limit,
-    )
+    return _device.run(job, settings, records.buffer, request, limit)
+
+
+def describe():
+    """What this worker's device is: 'board', 'device', 'python', 'pid', 'distributed', 'host'."""
+    return dict(_device.description, distributed=distributed.__version__, host=socket.gethostname())
 
 
 def dask_setup(worker):

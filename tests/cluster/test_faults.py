@@ -21,8 +21,8 @@ import psutil
 import pytest
 
 from distributed_pynq import datasets, local, networks, predictions
+from distributed_pynq.classify import Classification
 from distributed_pynq.errors import ClusterError
-from distributed_pynq.job import Job
 
 RECORDS = 50_000
 BOARDS = 4
@@ -54,7 +54,9 @@ def expected(dataset) -> np.ndarray:
 class Run:
     """A job on a cluster of stand-ins, and what a test does to them."""
 
-    def __init__(self, cluster: local.Cluster, job: Job, answers: predictions.Predictions) -> None:
+    def __init__(
+        self, cluster: local.Cluster, job: Classification, answers: predictions.Predictions
+    ) -> None:
         self.cluster, self.job, self.answers = cluster, job, answers
 
     def worker(self, number: int) -> psutil.Process:
@@ -84,11 +86,11 @@ async def running(
             cluster.start_board(f"standin-{number}", **paced())
         cluster.start_board(f"standin-{BOARDS}", **paced(**odd))
         async with cluster.client() as client:
-            job = Job(client, dataset, NETWORK, "digits", patience=40)
+            job = Classification(client, dataset, NETWORK, "digits", patience=40)
             await job.prepare()
             answers = predictions.Predictions(folder, RECORDS, 0)
             task = asyncio.create_task(job.run(answers))
-            while not answers.classified and not task.done():
+            while not answers.answered and not task.done():
                 await asyncio.sleep(0.01)
             yield Run(cluster, job, answers), task
 
@@ -103,7 +105,7 @@ def survive(
 ) -> dict[str, Any]:
     """Run a job, strike, and check that nothing is lost, doubled or changed."""
 
-    async def story() -> tuple[Job, float]:
+    async def story() -> tuple[Classification, float]:
         async with running(dataset, folder, **odd) as (run, task):
             handed_out = RECORDS - run.job.uncut
             struck = time.monotonic()
@@ -116,7 +118,7 @@ def survive(
 
     job, recovered = asyncio.run(story())
     path = folder / "predictions.parquet"
-    job.predictions.write(path, dataset, job.class_names)
+    job.answers.write(path, dataset, job.class_names)
     summary = job.summary(*predictions.count(path, RECORDS), None)
     table = predictions.pq.read_table(path)
     ideal = RECORDS / RATE / BOARDS
@@ -251,7 +253,7 @@ def test_no_board_is_left(dataset, tmp_path):
     with pytest.raises(ClusterError, match="no usable board for 3 s"):
         asyncio.run(story())
     resumed = predictions.Predictions(tmp_path, RECORDS, 0)
-    assert 0 < resumed.classified < RECORDS
+    assert 0 < resumed.answered < RECORDS
 
 
 def test_clocks_are_50_years_apart(dataset, expected, tmp_path):

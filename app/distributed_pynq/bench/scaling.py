@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import datasets, local, networks
-from ..job import Job
+from ..classify import Classification
 from ..predictions import Predictions
 
 # What the predecessor's task does on a board, in a fresh process each time.
@@ -85,12 +85,12 @@ async def _row(
             paced = {"DISTRIBUTED_PYNQ_STANDIN_RATE": f"{rate:g}"} if rate else {}
             cluster.start_board(f"standin-{number}", **paced)
         async with cluster.client() as client:
-            job = Job(client, dataset, network, "digits")
+            job = Classification(client, dataset, network, "digits")
             await job.prepare()
             with tempfile.TemporaryDirectory(prefix="distributed-pynq-") as folder:
                 predictions = Predictions(Path(folder), records, 0)
                 await job.run(predictions)
-            rate = sum(rates) or sum(b.images / b.busy_s for b in job.boards.values())
+            rate = sum(rates) or sum(b.records / b.busy_s for b in job.boards.values())
             row = {
                 "boards": len(rates),
                 "rates": list(rates),
@@ -99,7 +99,7 @@ async def _row(
                 "wall_s": job.wall_s,
                 "ratio": job.wall_s * rate / records,
                 "images_per_s": records / job.wall_s,
-                "classified": predictions.classified,
+                "classified": predictions.answered,
             }
             if predecessor:
                 seconds = await _predecessor(client, dataset, network, len(rates))
@@ -114,8 +114,7 @@ async def _predecessor(
     started = time.monotonic()
     edges = np.linspace(0, len(dataset), boards + 1).astype(int)
     chunks = [
-        dataset.records(int(start), int(stop)).tobytes()
-        for start, stop in zip(edges, edges[1:])
+        dataset.records(int(start), int(stop)).tobytes() for start, stop in zip(edges, edges[1:])
     ]
     scattered = await client.scatter(chunks)
     futures = client.map(classify_afresh, scattered, network=network.name, params="digits")

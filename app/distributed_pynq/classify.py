@@ -1,0 +1,91 @@
+"""The kind of job "classify": images to classes, through one of the BNN overlays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .datasets import Dataset
+from .job import Job
+from .networks import Network
+from .predictions import Predictions
+
+# bnn-pynq expands pixels to floats: more images a call do not fit a board of 512 MB.
+CHUNK_MAX = {"cnv": 1_000, "lfc": 10_000}
+
+
+class Classification(Job[Predictions]):
+    """Classify the records of a data set that have no prediction yet.
+
+    Parameters
+    ----------
+    client
+        Asynchronous distributed.Client of the cluster.
+    dataset, network, params
+        What to classify, with which network and parameter set.
+    scores
+        Also keep the scores of every class (CNV networks).
+    engine
+        `chunk` and `patience` of the engine, `Job`.
+    """
+
+    name = "classify"
+    unit = "images"
+
+    def __init__(
+        self,
+        client: Any,
+        dataset: Dataset,
+        network: Network,
+        params: str,
+        *,
+        scores: bool = False,
+        **engine: Any,
+    ) -> None:
+        settings = {"network": network.name, "params": params}
+        limit = CHUNK_MAX[network.kind]
+        super().__init__(client, len(dataset), settings, network.rate, limit, **engine)
+        self.title = network.name
+        self.dataset = dataset
+        self.network = network
+        self.params = params
+        self.scores = scores
+        self.class_names: list[str] = []
+
+    def loaded(self, answer: dict[str, Any]) -> None:
+        """Learn the names of the classes."""
+        self.class_names = answer["classes"]
+
+    def encode(self, start: int, stop: int) -> tuple[Any, dict[str, Any]]:
+        """Records in the form the network travels in."""
+        records = self.network.encode(self.dataset.records(start, stop))
+        return records, {"records": stop - start, "scores": self.scores}
+
+    def keep(self, start: int, stop: int, board: tuple[str, str], output: bytes) -> None:
+        """Keep int16 classes (n,) and, if asked for, the int16 scores (n, classes) after them."""
+        values = np.frombuffer(output, "<i2")
+        classes, scores = np.split(values, [stop - start])
+        table = scores.reshape(stop - start, -1) if self.scores else None
+        self.answers.put(start, stop, board, classes, table)
+
+    def summary(self, present: int, duplicates: int, correct: int | None) -> dict[str, Any]:
+        """The content of summary.json.
+
+        Parameters
+        ----------
+        present, duplicates
+            Records in predictions.parquet, and rows too many, as read back from it.
+        correct
+            Records with the class of their label; None without labels.
+        """
+        return {
+            "dataset": self.dataset.name,
+            "network": self.network.name,
+            "params": self.params,
+            "classified": present,
+            "lost": self.total - present - len(self.failed),
+            "duplicates": duplicates,
+            "accuracy": None if correct is None or not present else correct / present,
+            **self.figures(),
+        }

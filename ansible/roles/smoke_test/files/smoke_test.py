@@ -1,7 +1,7 @@
-"""Asks every worker of a cluster for its version and for the classes of a few digits.
+"""Asks the workers of a cluster for their version and, unless told otherwise, to classify digits.
 
-usage: smoke_test.py SCHEDULER LIMIT_S WORKERS, where WORKERS is a JSON list of names. Prints a JSON
-object: what is wrong with each worker, by its name; an empty text is a good sign.
+usage: smoke_test.py SCHEDULER LIMIT_S classify|look WORKERS, where WORKERS is a JSON list of names.
+Prints a JSON object: what is wrong with each worker, by its name; an empty text is a good sign.
 """
 
 import json
@@ -15,9 +15,10 @@ from distributed_pynq import datasets, networks
 from distributed_pynq import worker as task
 
 NETWORK = "lfcW1A1"
+SETTINGS = {"network": NETWORK, "params": "digits"}
 RECORDS = 100
 ENOUGH = 0.8  # of them, right: a board that answers at random has 0.1
-LIMIT_S = 120
+LIMIT_S = 120.0
 
 
 def registered(client, names, limit):
@@ -31,45 +32,57 @@ def registered(client, names, limit):
         time.sleep(0.5)
 
 
-def finding(loaded, classified, labels):
-    """What is wrong with a worker, by what its two tasks returned."""
-    try:
-        version = loaded.result(LIMIT_S)["distributed"]
-        if version != distributed.__version__:
-            return f"runs distributed {version}, the scheduler {distributed.__version__}"
-        classes = np.frombuffer(classified.result(LIMIT_S)["output"], "<i2")
-    except Exception as error:
-        return f"could not classify digits: {type(error).__name__}: {error}"
-    right = int((classes == labels).sum())
-    if right < ENOUGH * RECORDS:
-        return f"classified only {right} of {RECORDS} digits right"
-    return ""
+def outdated(client, address):
+    """What is wrong with a worker's version of Dask."""
+    packages = client.get_versions()["workers"][address]["packages"]
+    if packages["distributed"] == distributed.__version__:
+        return ""
+    return f"runs distributed {packages['distributed']}, the scheduler {distributed.__version__}"
 
 
-def main():
-    """The command line."""
-    scheduler, limit, names = sys.argv[1], float(sys.argv[2]), json.loads(sys.argv[3])
+def classify(client, addresses):
+    """What is wrong with the digits that workers classify, by address; all work at once."""
     network = networks.get(NETWORK)
     digits = datasets.load("digits", network)
     labels = digits.labels(0, RECORDS)
     records = task.Records(bytes(network.encode(digits.records(0, RECORDS))))
-    with distributed.Client(scheduler, timeout=30) as client:
-        found = registered(client, names, limit)
-        futures = {}
-        for name in filter(found.__contains__, names):
-            there = {"workers": [found[name]], "pure": False}
-            futures[name] = (
-                client.submit(task.load, NETWORK, "digits", **there),
-                client.submit(
-                    task.classify, records, NETWORK, "digits", RECORDS, False, 60.0, **there
-                ),
+    futures = {
+        address: client.submit(
+            *(task.run, "classify", SETTINGS, records, {"records": RECORDS}, LIMIT_S),
+            workers=[address],
+            pure=False,
+        )
+        for address in addresses
+    }
+    findings = {}
+    for address, future in futures.items():
+        try:
+            classes = np.frombuffer(future.result(LIMIT_S)["output"], "<i2")
+            right = int((classes == labels).sum())
+            findings[address] = (
+                f"classified only {right} of {RECORDS} digits right"
+                if right < ENOUGH * RECORDS
+                else ""
             )
-        findings = {
-            name: finding(*futures[name], labels)
-            if name in futures
-            else f"{name} has not registered with the scheduler"
-            for name in names
-        }
+        except Exception as error:
+            findings[address] = f"could not classify digits: {type(error).__name__}: {error}"
+    return findings
+
+
+def main():
+    """The command line."""
+    scheduler, limit, what, names = sys.argv[1:]
+    names = json.loads(names)
+    with distributed.Client(scheduler, timeout=30) as client:
+        found = registered(client, names, float(limit))
+        there = {name: address for name, address in found.items() if name in names}
+        findings = {name: outdated(client, address) for name, address in there.items()}
+        if what == "classify":
+            good = {name: there[name] for name, finding in findings.items() if not finding}
+            classified = classify(client, good.values())
+            findings.update((name, classified[address]) for name, address in good.items())
+    for name in set(names) - set(there):
+        findings[name] = f"worker {name} has not registered with the scheduler"
     print(json.dumps(findings))
 
 

@@ -35,7 +35,8 @@ options:
 """
 
 EXAMPLES = """
-faults: "{{ boards | distributed_pynq.boards.inventory_faults(schedulers, profiles, types, subnet) }}"
+faults: >-
+  {{ boards | distributed_pynq.boards.inventory_faults(schedulers, profiles, types, subnet) }}
 """
 
 RETURN = """

@@ -1,4 +1,13 @@
-# Runs on boards: Python 3.6.
+"""Ask a board everything at once. Runs on boards: Python 3.6."""
+
+import os
+import platform
+import re
+import subprocess
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+
 DOCUMENTATION = r"""
 module: facts
 short_description: Ask a board everything at once
@@ -41,20 +50,12 @@ board:
     time: {description: "Seconds since 1970 by the board's clock.", type: float}
     release: {description: "Name of the release that runs, or nothing.", type: str}
     notes: {description: "What roles did once, by name.", type: dict}
-    units: {description: "State of each worker unit that is enabled or loaded, by device.", type: dict}
+    units: {description: "State of each worker unit that systemd knows, by device.", type: dict}
     disk_free: {description: Free bytes of the root file system., type: int}
     disk_size: {description: Size of the root file system in bytes., type: int}
     memory: {description: Memory in bytes., type: int}
     systemd: {description: Version of systemd., type: int}
 """
-
-import os
-import platform
-import re
-import subprocess
-import time
-
-from ansible.module_utils.basic import AnsibleModule
 
 
 def run(*command):
@@ -99,6 +100,7 @@ def units():
 
 
 def main():
+    """The module."""
     module = AnsibleModule(
         {
             "releases": {"type": "path", "required": True},

@@ -1,4 +1,12 @@
-# Runs on boards: Python 3.6.
+"""Write several text files in one call. Runs on boards: Python 3.6."""
+
+import errno
+import os
+import stat
+import tempfile
+
+from ansible.module_utils.basic import AnsibleModule
+
 DOCUMENTATION = r"""
 module: files
 short_description: Write several text files in one call
@@ -48,13 +56,6 @@ paths:
   elements: str
 """
 
-import errno
-import os
-import stat
-import tempfile
-
-from ansible.module_utils.basic import AnsibleModule
-
 SPEC = {
     "path": {"type": "path", "required": True},
     "content": {"type": "str"},
@@ -96,6 +97,7 @@ def write(path, content, mode):
 
 
 def main():
+    """The module."""
     module = AnsibleModule(
         {"files": {"type": "list", "elements": "dict", "required": True, "options": SPEC}},
         supports_check_mode=True,
@@ -119,7 +121,7 @@ def main():
                 else:
                     write(path, content, mode)
         except OSError as error:
-            module.fail_json(msg="{}: {}".format(path, error.strerror), paths=paths)
+            module.fail_json(msg=f"{path}: {error.strerror}", paths=paths)
         hidden = "(secret)\n" if file["secret"] else None
         diffs.append(
             {

@@ -1,3 +1,10 @@
+"""Find the address that a board answers at. Runs on the control machine."""
+
+import concurrent.futures
+import os
+
+from ansible.module_utils.basic import AnsibleModule
+
 DOCUMENTATION = r"""
 module: locate
 short_description: Find the address that a board answers at
@@ -47,15 +54,11 @@ host:
   type: str
 """
 
-import concurrent.futures
-import os
-
-from ansible.module_utils.basic import AnsibleModule
-
 ALGORITHM = "ssh-ed25519"
 
 
 def main():
+    """The module."""
     module = AnsibleModule(
         {
             "name": {"type": "str", "required": True},

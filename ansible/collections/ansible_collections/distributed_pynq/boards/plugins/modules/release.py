@@ -1,3 +1,17 @@
+"""Collect what a machine without internet needs. Runs on the control machine."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
 DOCUMENTATION = r"""
 module: release
 short_description: Collect what a machine without internet needs into one archive
@@ -82,18 +96,6 @@ distributed:
   type: str
 """
 
-import hashlib
-import json
-import os
-import re
-import shutil
-import sys
-import tarfile
-import tempfile
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-
 # Each manylinux tag by the glibc it needs; later ones carry the version in their name.
 LEGACY_TAGS = {5: "manylinux1", 12: "manylinux2010", 17: "manylinux2014"}
 
@@ -102,10 +104,10 @@ def platforms(machine, glibc):
     """Tags of the binary wheels that fit, newest first, as for ("x86_64", "2.17")."""
     newest = int(glibc.split(".")[1])
     for minor in range(newest, 4, -1):
-        yield "manylinux_2_{}_{}".format(minor, machine)
+        yield f"manylinux_2_{minor}_{machine}"
         if minor in LEGACY_TAGS:
-            yield "{}_{}".format(LEGACY_TAGS[minor], machine)
-    yield "linux_{}".format(machine)
+            yield f"{LEGACY_TAGS[minor]}_{machine}"
+    yield f"linux_{machine}"
 
 
 def sources(package):
@@ -126,7 +128,7 @@ def digest(paths):
     total = hashlib.sha256()
     for path in paths:
         content = path.read_bytes()
-        total.update("{} {}\n".format(path.name, len(content)).encode())
+        total.update(f"{path.name} {len(content)}\n".encode())
         total.update(content)
     return total.hexdigest()
 
@@ -207,6 +209,7 @@ class Collector:
 
 
 def main():
+    """The module."""
     module = AnsibleModule(
         {
             "folder": {"type": "path", "required": True},
@@ -227,7 +230,7 @@ def main():
     paths += [file for path in asked["parameters"] for file in files_under(Path(path))]
     for path in [*paths, *map(Path, asked["parameters"])]:
         if not path.exists():
-            module.fail_json(msg="{}: no such file".format(path))
+            module.fail_json(msg=f"{path}: no such file")
     package = Path(asked["package"])
     bnn = asked["bnn"] and "{}@{}".format(asked["bnn"], asked["bnn_version"])
     if asked["bnn"] and "://" not in asked["bnn"]:
@@ -239,9 +242,9 @@ def main():
     version = re.search(
         r'__version__ = "(.+?)"', (package / "distributed_pynq/__init__.py").read_text()
     ).group(1)
-    name = "{}-{}".format(version, hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:10])
+    name = f"{version}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:10]}"
     folder = Path(asked["folder"])
-    archive = folder / "{}.tar".format(name)
+    archive = folder / f"{name}.tar"
     changed = not archive.exists()
     if changed:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

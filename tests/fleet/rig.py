@@ -1,0 +1,133 @@
+"""A fleet of stand-in boards in containers, and ansible-playbook in a process of its own."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import testinfra
+
+ROOT = Path(__file__).resolve().parents[2]
+
+sys.path.insert(0, str(ROOT / "images"))
+import fleet as stand_ins  # noqa: E402
+
+ANSIBLE = ROOT / "ansible"
+DEPLOYMENT = stand_ins.DEPLOYMENT
+SCHEDULER = "distributed-pynq-scheduler"
+
+
+@dataclasses.dataclass
+class Run:
+    """What a playbook did: its exit code, all it printed, and the counts of its recap by host."""
+
+    code: int
+    output: str
+    recap: dict[str, dict[str, int]]
+
+    def invocations(self, address: str) -> int:
+        """Programs started over SSH at an address, of a run with -vvv."""
+        return self.output.count(f"<{address}> SSH: EXEC")
+
+
+def playbook(name: str, *arguments: str, inventory: Path = stand_ins.INVENTORY) -> Run:
+    """Run a playbook on an inventory."""
+    process = subprocess.run(
+        [Path(sys.executable).with_name("ansible-playbook"), "-i", inventory, name, *arguments],
+        cwd=ANSIBLE,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    recap = {
+        host: {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", counts)}
+        for host, counts in re.findall(r"^(\S+) +: (ok=.*)$", process.stdout, re.MULTILINE)
+    }
+    return Run(process.returncode, process.stdout, recap)
+
+
+class Fleet:
+    """The fleet that is up."""
+
+    def __init__(self, boards: int) -> None:
+        self.names = [stand_ins.name(number) for number in range(1, boards + 1)]
+
+    def host(self, name: str) -> testinfra.host.Host:
+        """A board, to look into past SSH."""
+        return testinfra.get_host(f"docker://{self.container(name)}")
+
+    def container(self, name: str) -> str:
+        """Name of a board's container."""
+        return f"{stand_ins.NETWORK}-{name}"
+
+    def address(self, name: str) -> str:
+        """Final address of a board."""
+        return f"192.168.2.{10 + int(name[-2:])}"
+
+    def journal(self, name: str) -> str:
+        """Last lines of the workers of a board."""
+        return self.host(name).run("journalctl -u 'distributed-pynq-worker@*' -n 30 -o cat").stdout
+
+
+def workers() -> dict[str, str]:
+    """Addresses of the workers that the scheduler has, by name."""
+    script = (
+        "import json, sys, distributed\n"
+        "with distributed.Client(sys.argv[1], timeout=10) as client:\n"
+        "    workers = client.sync(client.scheduler.identity)['workers']\n"
+        "print(json.dumps({worker['name']: address for address, worker in workers.items()}))\n"
+    )
+    command = ["docker", "exec", "-i", SCHEDULER, "python3", "-", "tls://192.168.2.1:8786"]
+    process = subprocess.run(command, input=script, capture_output=True, text=True)
+    return dict(json.loads(process.stdout)) if process.returncode == 0 else {}
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Fail unless a condition holds within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"{what}: not within {seconds:g} s")
+        time.sleep(0.5)
+
+
+def tls_without_certificate(address: str, port: int) -> bytes:
+    """What a server says to somebody who has no certificate; raises OSError where it refuses."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with (
+        socket.create_connection((address, port), 10) as plain,
+        context.wrap_socket(plain) as connection,
+    ):
+        # With TLS 1.3 a client learns only now that the server wanted a certificate.
+        return connection.recv(1)
+
+
+def require_docker() -> None:
+    """Skip where no Docker engine answers."""
+    try:
+        subprocess.run(["docker", "info"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no Docker engine answers here: stand-in boards need one")
+
+
+@contextlib.contextmanager
+def fresh_fleet(boards: int) -> Iterator[Fleet]:
+    """Factory-fresh boards, and nothing that remembers others."""
+    subprocess.run(["docker", "rm", "--force", SCHEDULER], capture_output=True)
+    stand_ins.up(boards)
+    yield Fleet(boards)
+    subprocess.run(["docker", "rm", "--force", SCHEDULER], capture_output=True)
+    stand_ins.down()

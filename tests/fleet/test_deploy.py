@@ -1,0 +1,245 @@
+"""From factory-fresh boards to a cluster that classifies, heals, and is taken off again.
+
+The tests are a story: each goes on where the one before ended.
+"""
+
+import json
+import subprocess
+
+import numpy as np
+import overlays
+import pyarrow.parquet as pq
+import pytest
+import rig
+from distributed_pynq import datasets, networks
+from overlays import classes
+
+BOARDS = 3
+HARDENED = 3.0
+
+
+@pytest.fixture(scope="module")
+def check(factory_fresh):
+    """What `make check` did on factory-fresh boards."""
+    return rig.playbook("site.yml", "--check", "--diff")
+
+
+@pytest.fixture(scope="module")
+def deployment(factory_fresh, check):
+    """What the first deployment did."""
+    return rig.playbook("site.yml")
+
+
+@pytest.fixture
+def fleet(factory_fresh, deployment):
+    """The fleet after its first deployment."""
+    assert deployment.code == 0, deployment.output[-8000:]
+    return factory_fresh
+
+
+def everybody_is_there(fleet):
+    return sorted(rig.workers()) == fleet.names
+
+
+def test_check_mode_passes_and_changes_nothing(factory_fresh, check):
+    assert check.code == 0, check.output[-8000:]
+    for name in factory_fresh.names:
+        board = factory_fresh.host(name)
+        assert board.check_output("hostname") == "pynq"
+        assert not board.file("/opt/distributed-pynq").exists
+        assert not board.file("/home/xilinx/.ssh").exists
+    assert subprocess.run(["docker", "inspect", rig.SCHEDULER], capture_output=True).returncode
+
+
+def test_boards_become_boards_of_their_own(fleet):
+    boards = [fleet.host(name) for name in fleet.names]
+    for name, board in zip(fleet.names, boards):
+        assert board.check_output("hostname") == name
+        assert board.interface("eth0").addresses[0] == fleet.address(name)
+        assert "192.168.2.99" not in board.interface("eth0").addresses
+    for path in ("/etc/machine-id", "/etc/ssh/ssh_host_ed25519_key.pub"):
+        assert len({board.file(path).content for board in boards}) == len(boards)
+
+
+def test_the_address_outlives_a_restart(fleet):
+    subprocess.run(["docker", "restart", fleet.container("z1-01")], check=True, capture_output=True)
+    rig.wait_until(lambda: everybody_is_there(fleet), 60, "z1-01 back in the cluster")
+    board = fleet.host("z1-01")
+    assert board.interface("eth0").addresses == [fleet.address("z1-01")]
+    assert board.check_output("hostname") == "z1-01"
+
+
+def test_services_know_the_board(fleet):
+    for name in fleet.names:
+        board = fleet.host(name)
+        service = board.service("distributed-pynq-worker@0")
+        assert service.is_running and service.is_enabled
+        pid = board.check_output("systemctl show -P MainPID distributed-pynq-worker@0")
+        environment = board.file(f"/proc/{pid}/environ").content_string.split("\0")
+        assert "BOARD=Pynq-Z1" in environment
+        assert "XILINX_XRT=/usr" in environment
+        assert "PYNQ_JUPYTER_NOTEBOOKS=/home/xilinx/jupyter_notebooks" in environment
+
+
+def test_the_unit_is_hardened(fleet):
+    board = fleet.host("z1-01")
+    verdict = board.run("systemd-analyze security distributed-pynq-worker@0.service").stdout
+    assert float(verdict.rsplit("@0.service: ", 1)[1].split()[0]) <= HARDENED
+
+
+def test_secrets_are_kept(fleet):
+    for path in ("ssh/id_ed25519", "ca/key.pem", "certificates/client/key.pem"):
+        assert (rig.DEPLOYMENT / path).stat().st_mode & 0o077 == 0
+    for name in fleet.names:
+        key = fleet.host(name).file("/etc/distributed-pynq/tls/key.pem")
+        assert (key.user, key.mode) == ("root", 0o600)
+        assert (rig.DEPLOYMENT / "ssh/known_hosts" / name).read_text().count("\n") == 1
+
+
+def test_the_scheduler_has_exactly_these_workers(fleet):
+    assert everybody_is_there(fleet)
+
+
+@pytest.mark.parametrize("server", ["scheduler", "worker"])
+def test_nobody_gets_in_without_a_certificate(fleet, server):
+    address = "192.168.2.1:8786"
+    if server == "worker":
+        address = rig.workers()["z1-01"].removeprefix("tls://")
+    host, port = address.split(":")
+    with pytest.raises(OSError):
+        assert rig.tls_without_certificate(host, int(port)) != b""
+        raise AssertionError("it talked to a stranger")
+
+
+def test_workers_and_the_dashboard_listen_on_nothing_else(fleet):
+    [worker] = [a for n, a in rig.workers().items() if n == "z1-01"]
+    listening = fleet.host("z1-01").socket.get_listening_sockets()
+    open_to_all = {s for s in listening if "127.0.0.1" not in s and "::1" not in s}
+    assert {s.rsplit(":", 1)[1] for s in open_to_all} == {"22", worker.rsplit(":", 1)[1]}
+
+
+def test_a_second_deployment_changes_nothing(fleet):
+    run = rig.playbook("site.yml", "-vvv")
+    assert run.code == 0, run.output[-8000:]
+    assert {host: counts["changed"] for host, counts in run.recap.items()} == {
+        host: 0 for host in ("localhost", "host", *fleet.names)
+    }
+    invocations = {name: run.invocations(fleet.address(name)) for name in fleet.names}
+    print("module invocations:", invocations)
+    assert max(invocations.values()) <= 25
+
+
+def classify(output, *arguments, data=None):
+    """Run a job on the fleet; returns its folder."""
+    environment = {"DISTRIBUTED_PYNQ_DATA": str(data)} if data else {}
+    job = [rig.ROOT / "images/job.sh", rig.stand_ins.INVENTORY, "classify", "--quiet"]
+    subprocess.run(
+        [*job, *arguments, "--output", output],
+        cwd=rig.ROOT,
+        env={**rig.os.environ, **environment},
+        check=True,
+    )
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["lost"] == 0 and summary["classified"] == summary["images"]
+    assert sorted(board["name"] for board in summary["boards"]) == ["z1-01", "z1-02", "z1-03"]
+    return pq.read_table(output / "predictions.parquet")["class"].to_numpy()
+
+
+def expected(dataset, network, params):
+    """Classes by the plain path, in this process."""
+    root = networks.parameter_root(params, network)
+    overlay = overlays.plain.Overlay(
+        overlays.parameters.read(str(root / params / network.name), network.name)
+    )
+    records = np.ascontiguousarray(dataset.records(0, len(dataset)))
+    number = len((root / params / network.name / "classes.txt").read_text().split())
+    if network.kind == "cnv":
+        return classes.cnv_many(overlay.scores(records), number)
+    return classes.lfc_many(overlay.words(records), number)
+
+
+@pytest.mark.parametrize("name", ["cnvW1A1", "lfcW1A1"])
+def test_the_fleet_classifies_our_digits(fleet, output, name, tmp_path):
+    found = classify(output / f"{tmp_path.parent.name}-{name}", "digits", "--network", name)
+    network = networks.get(name)
+    np.testing.assert_array_equal(
+        found, expected(datasets.load("digits", network), network, "digits")
+    )
+
+
+def test_the_fleet_classifies_cifar10(fleet, output, shared, tmp_path, monkeypatch):
+    images = tmp_path / "first2000.bin"
+    with (shared / "data/cifar10/test_jpeg.bin").open("rb") as whole:
+        images.write_bytes(whole.read(2000 * 3073))
+    monkeypatch.setenv("DISTRIBUTED_PYNQ_DATA", str(shared / "data"))
+    found = classify(output / tmp_path.parent.name, str(images), data=shared / "data")
+    network = networks.get("cnvW1A1")
+    np.testing.assert_array_equal(
+        found, expected(datasets.load(str(images), network), network, "cifar10")
+    )
+
+
+def test_a_healthy_fleet_has_a_good_status(fleet):
+    run = rig.playbook("status.yml")
+    assert run.code == 0, run.output[-4000:]
+    for name in fleet.names:
+        assert name in run.output
+
+
+def test_status_names_a_board_whose_worker_is_down(fleet):
+    board = fleet.host("z1-02")
+    board.check_output("systemctl stop distributed-pynq-worker@0")
+    run = rig.playbook("status.yml")
+    board.check_output("systemctl start distributed-pynq-worker@0")
+    assert run.code != 0
+    assert "z1-02: the unit of device 0 is inactive" in run.output
+    assert "z1-01: " not in run.output
+
+
+def test_a_killed_worker_comes_back(fleet):
+    before = rig.workers()["z1-03"]
+    fleet.host("z1-03").check_output("systemctl kill -s KILL distributed-pynq-worker@0")
+    rig.wait_until(
+        lambda: rig.workers().get("z1-03", before) != before, 15, "z1-03 back in the cluster"
+    )
+
+
+def test_workers_come_back_to_a_restarted_scheduler(fleet):
+    subprocess.run(["docker", "restart", rig.SCHEDULER], check=True, capture_output=True)
+    rig.wait_until(lambda: everybody_is_there(fleet), 30, "all workers back at the scheduler")
+
+
+def test_a_certificate_that_ends_soon_is_renewed(fleet):
+    soon = ["--extra-vars", '{"certificates_renew_days": 3660}']
+    before = {
+        n: fleet.host(n).file("/etc/distributed-pynq/tls/cert.pem").md5sum for n in fleet.names
+    }
+    run = rig.playbook("site.yml", *soon)
+    assert run.code == 0, run.output[-8000:]
+    for name in fleet.names:
+        assert fleet.host(name).file("/etc/distributed-pynq/tls/cert.pem").md5sum != before[name]
+
+
+def test_reset_wants_to_be_asked_twice(fleet):
+    assert rig.playbook("reset.yml").code != 0
+    assert everybody_is_there(fleet)
+
+
+def test_reset_takes_off_what_was_put_on(fleet):
+    run = rig.playbook("reset.yml", "--extra-vars", "confirm=yes")
+    assert run.code == 0, run.output[-4000:]
+    for name in fleet.names:
+        board = fleet.host(name)
+        assert board.interface("eth0").addresses == [fleet.address(name)]
+        for path in ("/opt/distributed-pynq", "/etc/distributed-pynq", "/var/lib/distributed-pynq"):
+            assert not board.file(path).exists
+        assert not board.file("/etc/systemd/system/distributed-pynq-worker@.service").exists
+        assert board.run("python3 -c 'import bnn'").rc != 0
+        assert not board.file("/home/xilinx/.ssh/authorized_keys").content_string
+    assert subprocess.run(["docker", "inspect", rig.SCHEDULER], capture_output=True).returncode
+
+
+def test_a_fleet_that_was_reset_can_be_deployed_again(fleet):
+    run = rig.playbook("site.yml")
+    assert run.code == 0, run.output[-8000:]
+    assert everybody_is_there(fleet)

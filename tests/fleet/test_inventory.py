@@ -1,0 +1,119 @@
+"""An inventory that cannot work is refused by a line that names host and field."""
+
+import importlib.util
+
+import pytest
+import yaml
+from rig import ROOT, playbook
+
+FILTER = "collections/ansible_collections/distributed_pynq/boards/plugins/filter"
+SPEC = importlib.util.spec_from_file_location(
+    "inventory_faults", ROOT / "ansible" / FILTER / "inventory_faults.py"
+)
+assert SPEC and SPEC.loader
+MODULE = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(MODULE)
+
+KNOWN = yaml.safe_load((ROOT / "ansible/group_vars/all/profiles.yml").read_text())
+PROFILES = {**KNOWN["profiles"], "old": {"distributed": "2021.3.0"}}
+
+
+def board(**changes):
+    """A board's variables; None takes one out."""
+    variables = {
+        "ansible_host": "192.168.2.99",
+        "address": "192.168.2.11",
+        "image": "bookworm",
+        "board": "Pynq-Z1",
+        **changes,
+    }
+    return {key: value for key, value in variables.items() if value is not None}
+
+
+def faults(boards, schedulers=None, subnet="192.168.2.0/24"):
+    schedulers = {"host": {"address": "192.168.2.1"}} if schedulers is None else schedulers
+    types = KNOWN["board_types"]
+    return MODULE.inventory_faults(boards, schedulers, PROFILES, types, subnet)
+
+
+def test_a_good_inventory_has_no_faults():
+    boards = {"z1-01": board(), "z1-02": board(address="192.168.2.12", devices=["0", "1"])}
+    assert faults(boards) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"address": None}, "z1-02: address: missing"),
+        ({"ansible_host": None}, "z1-02: ansible_host: missing"),
+        ({"image": None}, "z1-02: image: missing"),
+        ({"board": None}, "z1-02: board: missing"),
+        ({"address": "192.168.2.11"}, "z1-02: address: 192.168.2.11 is taken by z1-01"),
+        ({"address": "192.168.2.1"}, "z1-02: address: 192.168.2.1 is taken by host"),
+        ({"address": "192.168.3.12"}, "z1-02: address: 192.168.3.12 is outside the subnet"),
+        ({"address": "192.168.2.255"}, "z1-02: address: 192.168.2.255 is no host's address"),
+        ({"address": "192.168.2.300"}, "z1-02: address: '192.168.2.300' is no IPv4 address"),
+        ({"image": 2.2}, "z1-02: image: 2.2 is unknown, expected bookworm"),
+        ({"image": "old"}, "z1-02: image: old runs distributed 2021.3.0, but z1-01 runs"),
+        ({"board": "Pynq-Z9"}, "z1-02: board: Pynq-Z9 is unknown, expected Pynq-Z1"),
+        ({"devices": "0"}, "z1-02: devices: '0' is no list"),
+        ({"devices": ["0", 0]}, "z1-02: devices: ['0', 0] names one twice"),
+        ({"hwaddress": "00:0a:35"}, "z1-02: hwaddress: '00:0a:35' is no MAC address"),
+        ({"gateway": "192.168.2.12"}, "z1-02: address: 192.168.2.12 is the gateway's"),
+    ],
+)
+def test_a_fault_names_host_and_field(changes, expected):
+    second = board(**{"address": "192.168.2.12", **changes})
+    [fault] = faults({"z1-01": board(), "z1-02": second})
+    assert fault.startswith(expected)
+
+
+def test_two_boards_cannot_have_one_mac_address():
+    mac = {"hwaddress": "00:0A:35:00:00:01"}
+    other = {"hwaddress": "00:0a:35:00:00:01", "address": "192.168.2.12"}
+    [fault] = faults({"z1-01": board(**mac), "z1-02": board(**other)})
+    assert fault == "z1-02: hwaddress: 00:0a:35:00:00:01 is taken by z1-01"
+
+
+def test_a_board_needs_a_name_that_is_a_hostname():
+    [fault] = faults({"z1_01": board()})
+    assert fault.startswith("z1_01: name: expected a hostname")
+
+
+@pytest.mark.parametrize(
+    ("schedulers", "subnet", "expected"),
+    [
+        ({}, "192.168.2.0/24", "scheduler: the group has 0 hosts, expected one"),
+        ({"host": {}}, "192.168.2.0/24", "host: address: missing"),
+        ({"host": {"address": "10.0.0.1"}}, "192.168.2.0/24", "host: address: 10.0.0.1 is outside"),
+        (None, "192.168.2.0/33", "all: subnet: '33' is not a valid netmask"),
+        (None, "missing", "all: subnet: Expected 4 octets in 'missing'"),
+    ],
+)
+def test_scheduler_and_subnet_are_checked_too(schedulers, subnet, expected):
+    [fault] = faults({"z1-01": board()}, schedulers, subnet)
+    assert fault.startswith(expected)
+
+
+def test_the_playbook_stops_before_it_touches_anything(tmp_path):
+    inventory = tmp_path / "inventory.ini"
+    inventory.write_text(
+        "[boards]\n"
+        "z1-01 ansible_host=192.168.2.99 address=192.168.2.11 image=2.2 board=Pynq-Z1\n"
+        "z1-02 ansible_host=192.168.2.99 address=192.168.2.11 image=bookworm\n"
+        "[scheduler]\nhost ansible_connection=local address=192.168.2.1\n"
+        "[all:vars]\nsubnet=192.168.2.0/24\n"
+    )
+    run = playbook("site.yml", inventory=inventory)
+    assert run.code != 0
+    assert "z1-01: image: 2.2 is unknown" in run.output
+    assert "z1-02: board: missing" in run.output
+    assert "z1-02: address: 192.168.2.11 is taken by z1-01" in run.output
+    assert list(run.recap) == ["localhost"]
+
+
+def test_the_example_is_good_once_its_image_is(tmp_path):
+    inventory = tmp_path / "inventory.ini"
+    inventory.write_text((ROOT / "inventory.example.ini").read_text())
+    run = playbook("site.yml", "--list-hosts", inventory=inventory)
+    assert run.code == 0 and "z1-01" in run.output

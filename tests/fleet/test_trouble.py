@@ -1,0 +1,82 @@
+"""Boards that cannot be deployed are named, and stop nobody else."""
+
+import re
+import subprocess
+
+import pytest
+import rig
+
+BOARDS = 5
+TAKEN, UNREACHABLE = "192.168.2.50", "192.168.2.60"
+
+
+@pytest.fixture(scope="module")
+def run(factory_fresh):
+    """One deployment: z1-01 is well, each other board has a trouble of its own."""
+    inventory = rig.stand_ins.INVENTORY
+    text = inventory.read_text()
+    # z1-02 shall take an address that another machine has.
+    text = text.replace("address=192.168.2.12\n", f"address={TAKEN}\n")
+    # z1-05 shall take one at which it cannot be reached from here.
+    text = text.replace("address=192.168.2.15\n", f"address={UNREACHABLE}\n")
+    inventory.write_text(text)
+    stranger = rig.stand_ins.docker(
+        *("run", "--detach", "--label", rig.stand_ins.LABEL, "--network", rig.stand_ins.NETWORK),
+        *("--ip", TAKEN, "--entrypoint", "sleep", rig.stand_ins.IMAGE, "infinity"),
+    )
+    # z1-03 has another password, z1-04 is off.
+    factory_fresh.host("z1-03").check_output("echo xilinx:other | chpasswd")
+    subprocess.run(
+        ["docker", "stop", "--time", "1", factory_fresh.container("z1-04")],
+        check=True,
+        capture_output=True,
+    )
+    rule = ["OUTPUT", "--destination", UNREACHABLE, "--jump", "DROP"]
+    subprocess.run(["iptables", "--insert", *rule], check=True)
+    try:
+        yield rig.playbook("site.yml")
+    finally:
+        subprocess.run(["iptables", "--delete", *rule], check=True)
+        subprocess.run(["docker", "rm", "--force", stranger], check=True, capture_output=True)
+
+
+@pytest.fixture
+def fleet(factory_fresh):
+    return factory_fresh
+
+
+def said(run, name):
+    """What the last task says of a board, in one line."""
+    outcome = " ".join(run.output.rsplit("TASK [Name the boards that failed]", 1)[1].split())
+    return re.split(r"- '?z1-\d\d: ", outcome.split(f"{name}: ", 1)[1])[0]
+
+
+def test_the_run_failed(run):
+    assert run.code != 0
+    assert "4 of 5 boards failed" in run.output
+
+
+def test_the_others_are_deployed(run, fleet):
+    assert list(rig.workers()) == ["z1-01"]
+    assert fleet.host("z1-01").service("distributed-pynq-worker@0").is_running
+
+
+def test_a_board_keeps_its_address_where_the_new_one_is_taken(run, fleet):
+    assert f"address: {TAKEN} is taken by another machine" in said(run, "z1-02")
+    assert "192.168.2.102" in fleet.host("z1-02").interface("eth0").addresses
+
+
+def test_a_wrong_password_is_named(run):
+    assert "the password for xilinx at 192.168.2.103 is wrong" in said(run, "z1-03")
+
+
+def test_a_board_that_is_off_is_named(run):
+    assert "no SSH server answers at 192.168.2.104" in said(run, "z1-04")
+
+
+def test_a_board_that_cannot_be_reached_any_more_goes_back(run, fleet):
+    assert f"could not be reached at {UNREACHABLE} and is back at 192.168.2.105" in said(
+        run, "z1-05"
+    )
+    assert "192.168.2.105" in fleet.host("z1-05").interface("eth0").addresses
+    assert UNREACHABLE not in fleet.host("z1-05").interface("eth0").addresses

@@ -27,6 +27,7 @@ import threading
 import time
 
 import distributed
+from distributed.protocol.serialize import dask_deserialize, dask_serialize
 from tornado.ioloop import PeriodicCallback
 
 try:
@@ -309,6 +310,13 @@ def run(job, settings, records, request, limit):
 def describe():
     """What this worker's device is: 'board', 'device', 'python', 'pid', 'distributed', 'host'."""
     return dict(_device.description, distributed=distributed.__version__, host=socket.gethostname())
+
+
+@dask_serialize.register_lazy("pyarrow")
+@dask_deserialize.register_lazy("pyarrow")
+def _use_own_arrow_serialiser():
+    # Called once something from pyarrow passes by, which on a board without it never does.
+    from . import arrow  # noqa: F401
 
 
 def dask_setup(worker):

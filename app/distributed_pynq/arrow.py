@@ -1,0 +1,187 @@
+"""Arrow tables and record batches through Dask without a copy, in place of Dask's own serialiser.
+
+Dask's own writes a table into one new buffer and sends that. Here the buffers that a table already
+has are the frames of the message, a slice sends the bytes of its own rows alone, and what arrives
+lives, aligned, in the memory that it was read into.
+
+Both ends need this. Importing the module registers it; ``distributed_pynq.worker`` has Dask import
+it once something from pyarrow passes by, so that boards need no pyarrow; any other worker takes
+``--preload distributed_pynq.arrow``. Runs on Python 3.8, pyarrow 3 and distributed 2021.3.0 up to
+the newest of each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pickle
+from typing import Any, NamedTuple, Union
+
+import distributed.protocol.arrow  # noqa: F401  Dask's own is registered now, and not later
+import pyarrow as pa
+import pyarrow.compute as pc
+from distributed.protocol.serialize import (
+    dask_deserialize,
+    dask_dumps,
+    dask_loads,
+    dask_serialize,
+    register_serialization_family,
+)
+from pyarrow import types
+
+Data = Union[pa.Table, pa.RecordBatch]
+
+SMALL_CHUNK = 2**18
+"""Bytes of a column's chunk below which a copy costs less than a frame of its own."""
+
+
+class _Parts(NamedTuple):
+    """What pyarrow reduces an array to when it is pickled."""
+
+    type: pa.DataType
+    length: int
+    nulls: int  # -1: not counted yet
+    offset: int  # rows of every buffer to skip
+    buffers: list[Any]
+    children: list[tuple[Any, ...]]
+    dictionary: tuple[Any, ...] | None
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles Arrow data, every array cut down to its own rows."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._dictionaries: dict[tuple[int, ...], tuple[Any, ...]] = {}
+
+    def reducer_override(self, value: Any) -> Any:
+        """Reduce arrays as pyarrow does, but for the rows of others."""
+        if not isinstance(value, pa.Array):
+            return NotImplemented
+        restore, (parts,) = value.__reduce__()
+        parts = _rows(_Parts(*parts), 0, len(value))
+        if parts.dictionary:
+            # Chunks share their dictionary; the same object is pickled once.
+            key = tuple(buffer.address for buffer in parts.dictionary[4] if buffer)
+            dictionary = self._dictionaries.setdefault(key, parts.dictionary)
+            parts = parts._replace(dictionary=dictionary)
+        return restore, (tuple(parts),)
+
+
+def serialize(data: Data) -> tuple[dict[str, Any], list[Any]]:
+    """Frames of a table or record batch: its pickled skeleton, then its own buffers.
+
+    Columns in small chunks are copied together; elsewhere only the offsets and unaligned bitmaps
+    of slices are copied, and arrays of unions, views and run-ends.
+    """
+    if isinstance(data, pa.Table) and data.num_columns:
+        chunks = sum(column.num_chunks for column in data.itercolumns())
+        if chunks > data.num_columns and data.nbytes < chunks * SMALL_CHUNK:
+            # Types that old versions of pyarrow cannot concatenate stay as they are.
+            with contextlib.suppress(pa.ArrowException):
+                data = data.combine_chunks()
+    skeleton = io.BytesIO()
+    buffers: list[Any] = []
+    _Pickler(skeleton, protocol=5, buffer_callback=buffers.append).dump(data)
+    # Dask reads a message's first frame that is not bytes together with its header, wherever that
+    # ends, and every later one into aligned memory of its own: the skeleton goes first.
+    return {}, [memoryview(frame) for frame in (bytearray(skeleton.getvalue()), *buffers)]
+
+
+def deserialize(header: dict[str, Any], frames: list[Any]) -> Data:
+    """The table or record batch of `serialize`, in the memory of the frames."""
+    data: Data = pickle.loads(frames[0], buffers=frames[1:])
+    return data
+
+
+def register() -> None:
+    """Have Dask use this module for tables and record batches from now on."""
+    for kind in (pa.Table, pa.RecordBatch):
+        dask_serialize.register(kind, serialize)
+        dask_deserialize.register(kind, deserialize)
+    register_serialization_family("dask", _dumps, dask_loads)
+
+
+def _dumps(value: Any, context: Any = None) -> tuple[dict[str, Any], list[Any]]:
+    header, frames = dask_dumps(value, context=context)
+    if isinstance(value, (pa.Table, pa.RecordBatch)):
+        # A serialiser of Dask's "dask" family has no say in this: frames that are marked are not
+        # tried on a compressor, nor cut into shards that the receiver would copy together again.
+        header["compression"] = (False,) * len(frames)
+    return header, frames
+
+
+def _rows(parts: _Parts, start: int, stop: int) -> _Parts:
+    """The rows from start to stop of an array, in buffers that hold nothing else."""
+    layout, _, nulls, offset, buffers, children, dictionary = parts
+    while isinstance(layout, pa.BaseExtensionType):
+        layout = layout.storage_type
+    first, last = offset + start, offset + stop
+    kept = []
+    if types.is_struct(layout):
+        children = [_rows(_Parts(*child), first, last) for child in children]
+    elif types.is_fixed_size_list(layout):
+        size = layout.list_size
+        children = [_rows(_Parts(*children[0]), first * size, last * size)]
+    elif types.is_list(layout) or types.is_large_list(layout) or types.is_map(layout):
+        offsets, low, high = _offsets(buffers[1], first, last, types.is_large_list(layout))
+        kept = [offsets]
+        children = [_rows(_Parts(*children[0]), low, high)]
+    elif types.is_string(layout) or types.is_binary(layout):
+        kept = _values(buffers, first, last, large=False)
+    elif types.is_large_string(layout) or types.is_large_binary(layout):
+        kept = _values(buffers, first, last, large=True)
+    elif _width(layout):
+        kept = [_slice(buffers[1], first, last, _width(layout))]
+    elif not types.is_null(layout):
+        # Unions, run-ends, views: pyarrow cuts them, with a copy.
+        rows = pa.lib._restore_array(tuple(parts)).slice(start, stop - start)
+        return _Parts(*pa.concat_arrays([rows]).__reduce__()[1][0])
+    if dictionary:
+        dictionary = _rows(_Parts(*dictionary), 0, dictionary[1])
+    if nulls and stop - start < parts.length:
+        nulls = -1
+    validity = _slice(buffers[0], first, last, 1) if nulls else None
+    return _Parts(parts.type, stop - start, nulls, 0, [validity, *kept], children, dictionary)
+
+
+def _width(layout: pa.DataType) -> int:
+    """Bits per value of a fixed-width type, 0 for others."""
+    try:
+        return int(layout.bit_width)
+    except ValueError:
+        return 0
+
+
+def _slice(buffer: pa.Buffer | None, first: int, last: int, width: int) -> pa.Buffer | None:
+    """The values from first to last, of `width` bits each."""
+    if buffer is None or first == last:
+        return buffer and buffer.slice(0, 0)
+    if first * width % 8:
+        bits = pa.Array.from_buffers(pa.bool_(), last - first, [None, buffer], offset=first)
+        return pa.concat_arrays([bits]).buffers()[1]
+    start = first * width // 8
+    return buffer.slice(start, (last * width + 7) // 8 - start)
+
+
+def _offsets(
+    buffer: pa.Buffer | None, first: int, last: int, large: bool
+) -> tuple[pa.Buffer | None, int, int]:
+    """The offsets of the rows from first to last, from 0 on, and the values that they enclose."""
+    if not buffer:  # as an empty array may have it
+        return buffer, 0, 0
+    kind = pa.int64() if large else pa.int32()
+    rows = buffer.slice(first * kind.bit_width // 8, (last - first + 1) * kind.bit_width // 8)
+    offsets = pa.Array.from_buffers(kind, last - first + 1, [None, rows])
+    low, high = offsets[0].as_py(), offsets[-1].as_py()
+    if low:
+        offsets = pc.subtract(offsets, pa.scalar(low, kind))
+    return offsets.buffers()[1], low, high
+
+
+def _values(buffers: list[Any], first: int, last: int, *, large: bool) -> list[Any]:
+    offsets, low, high = _offsets(buffers[1], first, last, large)
+    return [offsets, buffers[2] and buffers[2].slice(low, high - low)]
+
+
+register()

@@ -15,10 +15,42 @@ LOCK := app/requirements
 
 ##@ Classify
 .PHONY: run-classification
-run-classification: $(VENV)/host ## Classify on the fleet of inventory.ini, without one on two stand-in boards
+run-classification: $(if $(INVENTORY),,$(VENV)/host) ## Classify on the fleet of inventory.ini, without one on two stand-in boards
+ifneq ($(INVENTORY),)
+	@echo "$(INVENTORY): its boards classify $(or $(DATASET),the held-out digits)"
+	images/job.sh $(INVENTORY) classify $(DATASET) $(addprefix --network ,$(NETWORK)) \
+	  $(addprefix --params ,$(PARAMS)) $(ARGS)
+else
 	@echo "no inventory.ini: $(BOARDS) stand-in boards on this machine classify $(or $(DATASET),the held-out digits)"
 	$(BIN)/distributed-pynq classify $(DATASET) --boards $(BOARDS) $(addprefix --network ,$(NETWORK)) \
 	  $(addprefix --params ,$(PARAMS)) $(ARGS)
+endif
+
+##@ Fleet
+.PHONY: fleet fleet-down deploy check status reset
+fleet: ## Start BOARDS stand-in boards in containers, factory-fresh, and write inventory.fleet.ini
+	$(PYTHON) images/fleet.py up --boards $(BOARDS)
+
+fleet-down: ## Remove them
+	$(PYTHON) images/fleet.py down
+
+PLAYBOOK = cd ansible && ../$(BIN)/ansible-playbook -i $(abspath $(INVENTORY))
+
+deploy: $(VENV)/deploy inventory ## Make boards and host of INVENTORY into a cluster
+	$(PLAYBOOK) site.yml $(ARGS)
+
+check: $(VENV)/deploy inventory ## Say what deploying would change, and change nothing
+	$(PLAYBOOK) site.yml --check --diff $(ARGS)
+
+status: $(VENV)/deploy inventory ## Say how each board is; fails where one is not well
+	$(PLAYBOOK) status.yml $(ARGS)
+
+reset: $(VENV)/deploy inventory ## Take off boards and host what deploying put on; wants CONFIRM=yes
+	$(PLAYBOOK) reset.yml --extra-vars confirm=$(CONFIRM) $(ARGS)
+
+.PHONY: inventory
+inventory:
+	@[ -n "$(INVENTORY)" ] || { echo "no inventory.ini: copy inventory.example.ini, or make fleet" >&2; exit 2; }
 
 ##@ Develop
 .PHONY: test lint lock
@@ -29,12 +61,16 @@ lint: $(VENV)/test ## Check style and types
 	cd app && ../$(BIN)/ruff check --config pyproject.toml . ../tests
 	cd app && ../$(BIN)/ruff format --check --config pyproject.toml . ../tests
 	cd app && ../$(BIN)/mypy
+	cd app && ../$(BIN)/ruff check --config pyproject.toml ../images ../ansible
+	cd app && ../$(BIN)/ruff format --check --config pyproject.toml ../images ../ansible
+	cd ansible && PATH=$(abspath $(BIN)):$$PATH ansible-lint
 
 lock: $(VENV)/test ## Renew the locked requirements from app/pyproject.toml
 	cd app && for lock in "host:host standin" "deploy:deploy" "test:host standin deploy test"; do \
 	  ../$(BIN)/uv pip compile -q -U --universal --python-version 3.10 --generate-hashes --no-header \
 	    pyproject.toml $$(printf -- '--extra %s ' $${lock#*:}) -o requirements/$${lock%%:*}.lock || exit; \
 	done
+	$(BIN)/python app/requirements/lock_profiles.py
 
 ##@ About
 .PHONY: help clean

@@ -169,10 +169,10 @@ image={SUITE}
 board=Pynq-Z1
 # What computes on a stand-in, in place of an FPGA, needs more memory than a driver does.
 memory_max=1G
-board_environment={{"NUMBA_NUM_THREADS": "1"}}
+board_environment={{"NUMBA_NUM_THREADS": "1", "NUMBA_CACHE_DIR": "/dev/shm/numba"}}
 
 [scheduler]
-host ansible_connection=local address={HOST}
+host ansible_connection=local address={HOST} dashboard=127.0.0.1:8788
 
 [all:vars]
 subnet={SUBNET}

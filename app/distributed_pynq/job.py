@@ -21,7 +21,6 @@ import platform
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -261,6 +260,7 @@ class Job(abc.ABC, Generic[Kept]):
         self.client = client
         self.total = total
         self.settings = settings
+        self.chunk_max = chunk_max
         self.chunk = chunk
         self.patience = patience
         self.boards: dict[str, Board] = {}
@@ -270,7 +270,6 @@ class Job(abc.ABC, Generic[Kept]):
         self.wall_s = 0.0
         self.versions: dict[str, str] = {}
         self._rate = rate
-        self._chunk_max = chunk_max
         self._token = uuid.uuid4().hex
         self._sent = itertools.count()
         self._news = asyncio.Event()
@@ -405,16 +404,16 @@ class Job(abc.ABC, Generic[Kept]):
             raise ClusterError(f"no usable board for {self.patience:g} s ({'; '.join(told)})")
 
     async def _present(self) -> dict[str, str]:
-        identity = await self.client.scheduler.identity()
+        workers = (await self.client.scheduler.identity())["workers"]
         return {
             str(info["name"]): address
-            for address, info in identity["workers"].items()
+            for address, info in sorted(workers.items(), key=lambda item: str(item[1]["name"]))
             if "FPGA" in info["resources"]
         }
 
     def _board(self, worker: str) -> Board:
         if worker not in self.boards:
-            self.boards[worker] = Board(worker, self._rate)
+            self.boards[worker] = Board(worker, self._rate, worker.partition("/")[2])
         return self.boards[worker]
 
     @staticmethod
@@ -447,15 +446,17 @@ class Job(abc.ABC, Generic[Kept]):
                 continue
             board.under_way += 1
             try:
-                answer = await self._process(board, chunk)
+                self._collect(board, chunk, await self._process(board, chunk))
             except (task.DeviceFault, task.RequestError) as error:
                 self._fault(board, chunk, str(error))
-            except (asyncio.CancelledError, CancelledError, distributed.KilledWorker):
-                self._lost(board, chunk)
+            except asyncio.CancelledError:
+                self._lost(board, chunk, "lost with its board")
                 if asyncio.current_task() not in board.slots:
                     raise
-            else:
-                self._collect(board, chunk, answer)
+            except Exception as error:
+                # Whatever Dask raises when a worker or the scheduler goes away under it.
+                self._lost(board, chunk, f"{type(error).__name__}: {error}")
+                await asyncio.sleep(WATCH_S)
             finally:
                 board.under_way -= 1
 
@@ -468,7 +469,7 @@ class Job(abc.ABC, Generic[Kept]):
         wanted_s = min(CHUNK_S, max(LAST_CHUNK_S, share_s))
         if not board.chunks:
             wanted_s = LAST_CHUNK_S  # the published rate may be far off
-        return max(1, min(int(board.rate * wanted_s), self._chunk_max))
+        return max(1, min(int(board.rate * wanted_s), self.chunk_max))
 
     async def _process(self, board: Board, chunk: Chunk) -> dict[str, Any]:
         chunk.tries += 1
@@ -527,10 +528,10 @@ class Job(abc.ABC, Generic[Kept]):
             self.failed.append({"index": chunk.start, "reason": f"{board.worker}: {reason}"})
         self._pulse()
 
-    def _lost(self, board: Board, chunk: Chunk) -> None:
+    def _lost(self, board: Board, chunk: Chunk, reason: str) -> None:
         chunk.losses += 1
         if chunk.losses % LOSSES == 0:
-            self._fault(board, chunk, f"lost with its board {chunk.losses} times")
+            self._fault(board, chunk, f"{reason} ({chunk.losses} times)")
         else:
             self._work.give_back(chunk)
             self._pulse()
@@ -556,11 +557,8 @@ class Job(abc.ABC, Generic[Kept]):
             return False
         try:
             await self._process(board, self._proven)
-        except (task.DeviceFault, task.RequestError) as error:
-            self._blame(board, str(error))
-        except (asyncio.CancelledError, CancelledError, distributed.KilledWorker):
-            if asyncio.current_task() not in board.slots:
-                raise
+        except Exception as error:
+            self._blame(board, f"{type(error).__name__}: {error}")
         else:
             board.faults_in_a_row = 0
             board.aside_until = 0.0

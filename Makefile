@@ -58,11 +58,9 @@ test: $(VENV)/test ## Run everything this machine can run; name what is left out
 	$(BIN)/python -m pytest tests -rs $(ARGS)
 
 lint: $(VENV)/test ## Check style and types
-	cd app && ../$(BIN)/ruff check --config pyproject.toml . ../tests
-	cd app && ../$(BIN)/ruff format --check --config pyproject.toml . ../tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	cd app && ../$(BIN)/mypy
-	cd app && ../$(BIN)/ruff check --config pyproject.toml ../images ../ansible
-	cd app && ../$(BIN)/ruff format --check --config pyproject.toml ../images ../ansible
 	cd ansible && PATH=$(abspath $(BIN)):$$PATH ansible-lint
 
 lock: $(VENV)/test ## Renew the locked requirements from app/pyproject.toml

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from . import __version__, networks
 from .errors import ClusterError, InputError
+
+Number = TypeVar("Number", int, float)
 
 BAD_INPUT, NOT_ALL, NO_CLUSTER, INTERRUPTED = 2, 3, 4, 130
 
@@ -75,6 +78,152 @@ def classify(
     sys.exit(NOT_ALL if summary["failed"] else 0)
 
 
+@cli.command()
+@click.option("--rows", type=click.IntRange(1), default=4096, help="Rows of the arrays.")
+@click.option("--columns", type=click.IntRange(1), default=4096, help="Columns of the arrays.")
+@click.option(
+    "--overlay",
+    metavar="FILE",
+    default="intro.xclbin",
+    help="The xclbin with the kernel vadd_1, a path on the boards.",
+)
+@click.option("--scheduler", metavar="ADDR", help="Scheduler of a fleet, tls://HOST:PORT.")
+@click.option(
+    "--devices",
+    type=click.IntRange(1, 64),
+    help="Stand-in cards on this machine.  [default: 4, without --scheduler]",
+)
+@click.option("--quiet", is_flag=True, help="Plain lines instead of a live progress bar.")
+def vadd(
+    rows: int, columns: int, overlay: str, scheduler: str | None, devices: int | None, quiet: bool
+) -> None:
+    """Add two arrays of uint32 on all devices of a fleet or on stand-in cards of one server.
+
+    The arrays are random, the same every time; the result is compared with numpy's.
+
+    Exit code 0: all sums are right. 2: bad usage or input. 3: some are not. 4: no scheduler or no
+    board reachable.
+    """
+    if scheduler and devices:
+        raise InputError("--devices: stand-in cards of this machine do not go with --scheduler")
+    from .vadd import add_random
+
+    right = add_random(rows, columns, overlay, scheduler, devices or 4, quiet=quiet)
+    sys.exit(0 if right else NOT_ALL)
+
+
+@cli.command()
+@click.option("--scheduler", metavar="ADDR", help="Scheduler of a fleet, tls://HOST:PORT.")
+def devices(scheduler: str | None) -> None:
+    """List the FPGAs of this machine, or of a fleet.
+
+    On a machine with several, DEVICE chooses a worker's: an index, a PCIe address, or a name that
+    no other has.
+    """
+    from rich.console import Console
+
+    from .devices import show
+
+    Console().print(show(scheduler))
+
+
+@cli.group()
+def bench() -> None:
+    """Measure parts of this package side by side with the alternatives."""
+
+
+JSON = click.option(
+    "--json", "file", type=click.Path(path_type=Path), help="Write the figures here."
+)
+
+
+@bench.command()
+@click.option(
+    "--boards",
+    default="1,2,4,8",
+    metavar="N,N,…",
+    help="Sizes of the fleets to measure.",
+)
+@click.option(
+    "--network", type=click.Choice(list(networks.NETWORKS)), default="cnvW2A2", help="Overlay."
+)
+@click.option(
+    "--rate",
+    default="860",
+    metavar="R or R,R,…",
+    help="Images/s of a board, 0 as fast as software can; a list gives one fleet its boards.",
+)
+@click.option("--records", type=click.IntRange(1), default=10_000, help="Images to classify.")
+@click.option("--tcp", is_flag=True, help="Measure without encryption too.")
+@click.option("--figure", type=click.Path(path_type=Path), help="Draw the execution times here.")
+@JSON
+def scaling(
+    boards: str,
+    network: str,
+    rate: str,
+    records: int,
+    tcp: bool,
+    figure: Path | None,
+    file: Path | None,
+) -> None:
+    """Measure wall time over the number of boards, next to the ideal and the predecessor's way."""
+    from rich.console import Console
+
+    from .bench import scaling
+
+    rates = _numbers("--rate", rate, float)
+    fleets = [rates] if len(rates) > 1 else [rates * n for n in _numbers("--boards", boards, int)]
+    rows = scaling.scaling(fleets, networks.get(network), records, tcp=tcp)
+    scaling.show(rows, Console())
+    if figure:
+        scaling.draw(rows, figure)
+    _write(file, rows)
+
+
+@bench.command()
+@click.option(
+    "--network",
+    "names",
+    type=click.Choice(list(networks.NETWORKS)),
+    multiple=True,
+    help="Overlay, may be repeated.  [default: all]",
+)
+@click.option("--batch", type=click.IntRange(1, 10_000), default=1_000, help="Images a call.")
+@click.option("--seconds", type=click.FloatRange(0.1), default=5.0, help="Spent on each.")
+@JSON
+def overlay(names: tuple[str, ...], batch: int, seconds: float, file: Path | None) -> None:
+    """Measure the software overlays on one core, next to numpy, PyTorch and ONNX Runtime."""
+    from rich.console import Console
+
+    from .bench import overlay
+
+    chosen = [networks.get(name) for name in names or networks.NETWORKS]
+    rows = overlay.overlay(chosen, batch, seconds)
+    overlay.show(rows, Console())
+    _write(file, rows)
+
+
+@bench.command()
+@click.option("--rows", type=click.IntRange(1), default=4_400_000, help="Rows of the table.")
+@click.option("--rounds", type=click.IntRange(1), default=7, help="Turns of every way.")
+@click.option(
+    "--oldest",
+    metavar="PYTHON",
+    type=click.Path(path_type=Path),
+    help="A Python 3.8: measure with the versions of the oldest PYNQ image as well.",
+)
+@JSON
+def arrow(rows: int, rounds: int, oldest: Path | None, file: Path | None) -> None:
+    """Scatter a table of sales to a worker, as pandas, as Dask sends Arrow and as we do."""
+    from rich.console import Console
+
+    from .bench import arrow
+
+    results = arrow.arrow(rows, rounds, oldest)
+    arrow.show(results, Console())
+    _write(file, results)
+
+
 def main() -> None:
     """Run the command; what is wrong is told in one line and an exit code."""
     try:
@@ -88,6 +237,21 @@ def main() -> None:
         sys.exit(_complain(error, NO_CLUSTER))
     except (KeyboardInterrupt, click.Abort):
         sys.exit(_complain("interrupted", INTERRUPTED))
+
+
+def _numbers(option: str, text: str, kind: type[Number]) -> list[Number]:
+    try:
+        numbers = [kind(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 0:
+        raise InputError(f"{option} {text!r}: expected numbers with commas between them")
+    return numbers
+
+
+def _write(file: Path | None, figures: object) -> None:
+    if file:
+        file.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def _complain(what: object, code: int) -> int:

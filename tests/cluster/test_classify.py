@@ -4,12 +4,13 @@ import signal
 import time
 
 import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
 import overlays
 import overlays.classes
 import overlays.parameters
 import overlays.plain
-import pyarrow.parquet as pq
-import pytest
 
 CNV = "cnvW1A1", "cnvW1A2", "cnvW2A2"
 GOLDEN_CIFAR10 = {"cnvW1A1": 100, "cnvW1A2": 50, "cnvW2A2": 50}

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import overlays
-import overlays.classes
 import psutil
 import pytest
 
+import overlays
+import overlays.classes
 from distributed_pynq import datasets, local, networks, predictions
 from distributed_pynq.classify import Classification
 from distributed_pynq.errors import ClusterError

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+
 from overlays import NETWORKS, parameters, plain
 
 

@@ -12,10 +12,9 @@ pytest.importorskip("numba")
 STANDIN = Path(__file__).resolve().parents[2] / "app" / "standin"
 sys.path[:0] = [str(STANDIN), str(Path(__file__).parent)]
 
+from distributed_pynq.bench import overlay  # noqa: E402
 from overlay_fuzz import random_folder  # noqa: E402
 from overlays import parameters  # noqa: E402
-
-from distributed_pynq.bench import overlay  # noqa: E402
 
 
 @pytest.mark.parametrize("network", ["cnvW2A2", "lfcW1A1"])

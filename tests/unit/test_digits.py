@@ -4,11 +4,11 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-import overlays
 import pytest
-from overlays import classes as classes_of
 
+import overlays
 from distributed_pynq import digits, networks
+from overlays import classes as classes_of
 
 SHIPPED = {
     "lfcW1A1": "mnist",

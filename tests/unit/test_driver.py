@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-import parameter_sets
 import pytest
+
+import parameter_sets
 from overlays import classes, plain
 from overlays.parameters import read
 
@@ -44,7 +45,8 @@ class Driver:
     """A driver under test, and what it prints besides its answers."""
 
     def __init__(self, python, folder, sets, **env):
-        env = {"BOARD": "Pynq-Z1", "DISTRIBUTED_PYNQ_PARAMS": str(sets), **env}
+        own = {"DISTRIBUTED_PYNQ_PARAMS": str(sets), "DISTRIBUTED_PYNQ_TMPFS": str(folder)}
+        env = {"BOARD": "Pynq-Z1", **own, **env}
         kept = {key: value for key, value in os.environ.items() if "PYNQ" not in key}
         self.folder = folder
         self.errors = folder / "stderr"
@@ -128,18 +130,19 @@ def test_ready(start, python):
     version = subprocess.check_output(
         [python, "-c", "import platform as p; print(p.python_version())"]
     )
-    driver = start(BOARD="Pynq-Z2", DEVICE="1")
+    driver = start(BOARD="Pynq-Z2", DEVICE="Pynq-Z2")
     assert driver.answer() == {
         "ready": True,
         "python": version.decode().strip(),
         "board": "Pynq-Z2",
-        "device": "1",
+        "device": "0",
+        "name": "Pynq-Z2",
         "pid": driver.process.pid,
     }
 
 
-def test_refuses_to_start_without_board(python):
-    env = {"PYTHONPATH": str(STANDIN), "PATH": os.environ["PATH"]}
+def test_refuses_to_start_without_board(python, tmp_path):
+    env = {"PYTHONPATH": str(STANDIN), "DISTRIBUTED_PYNQ_TMPFS": str(tmp_path)}
     done = subprocess.run([python, DRIVER], env=env, capture_output=True, text=True, input="")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("BOARD is not set")
@@ -230,7 +233,7 @@ def test_bad_requests_get_an_error_line(driver):
         ({}, "ValueError: field 'do': None is neither"),
         ({"do": "dance"}, "ValueError: field 'do': 'dance' is neither"),
         ({"do": "run"}, "ValueError: field 'do': nothing is loaded yet"),
-        ({"do": "load"}, "ValueError: field 'job': no None here, only classify"),
+        ({"do": "load"}, "ValueError: field 'job': no None here, only classify, vadd"),
         ({**load, "job": "../classify"}, "ValueError: field 'job': no '../classify' here"),
         ({**load, "job": "__main__"}, "ValueError: field 'job': no '__main__' here"),
         ({**load, "job": ["classify"]}, "ValueError: field 'job': no ['classify'] here"),

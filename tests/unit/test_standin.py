@@ -11,11 +11,12 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
-import parameter_sets
 import pytest
+from PIL import Image
+
+import parameter_sets
 from overlays import classes, plain
 from overlays.parameters import read
-from PIL import Image
 
 STANDIN = Path(__file__).resolve().parents[2] / "app" / "standin"
 CLASSES = 3
@@ -389,7 +390,9 @@ def test_settings_of_a_stand_in():
         "hang@1;",
         "abort@crc32:coffee",
     ]:
-        with pytest.raises(ValueError, match="expected abort@N, hang@N, slow@N:SECONDS or abort@crc32"):
+        with pytest.raises(
+            ValueError, match="expected abort@N, hang@N, slow@N:SECONDS or abort@crc32"
+        ):
             module.parse_faults(f"hang@9,{fault}")
     with pytest.raises(ValueError, match="batch 2 has two faults"):
         module.parse_faults("abort@2,slow@2:1")

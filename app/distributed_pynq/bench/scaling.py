@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,11 @@ from rich.table import Table
 
 from .. import datasets, local, networks
 from ..classify import Classification
+from ..errors import ClusterError
 from ..predictions import Predictions
+
+# Images that bnn classifies in one call.
+BNN_LIMIT = 10_000
 
 # What the predecessor's task does on a board, in a fresh process each time.
 PREDECESSOR = """
@@ -39,45 +43,38 @@ os.write(stdout, json.dumps(classes.tolist()).encode())
 
 
 def scaling(
-    boards: Sequence[Sequence[float]],
-    network: networks.Network,
-    records: int,
-    *,
-    predecessor: bool = True,
-    protocol: str = "tls",
+    fleets: Sequence[Sequence[float]], network: networks.Network, records: int, *, tcp: bool = False
 ) -> list[dict[str, Any]]:
     """Measure one row per fleet.
 
     Parameters
     ----------
-    boards
-        Fleets, each the rates of its boards in images/s; a rate of 0 is not paced.
+    fleets
+        Each the rates of its boards in images/s; a rate of 0 is as fast as software can.
     records
         Images to classify: the held-out digits, over and over.
-    predecessor
-        Also measure the predecessor's way (CNV networks only).
-    protocol
-        "tls", or "tcp" to see what encryption costs.
+    tcp
+        Measure without encryption as well.
 
     Returns
     -------
     list of dict
-        boards, rates, records, ideal_s, wall_s, ratio and images_per_s; predecessor_s and
-        predecessor_ratio if measured.
+        "boards", "rates", "records"; "ideal_s", "wall_s" and their "ratio"; "images_per_s"; then
+        "tcp_s", and for CNV networks "predecessor_s" and "predecessor_ratio", if measured.
     """
     with tempfile.TemporaryDirectory(prefix="distributed-pynq-") as folder:
         dataset = _dataset(Path(folder), network, records)
-        return [
-            asyncio.run(_row(rates, network, dataset, predecessor, protocol)) for rates in boards
-        ]
+        rows = []
+        for rates in fleets:
+            row = asyncio.run(_row(rates, network, dataset, "tls"))
+            if tcp:
+                row["tcp_s"] = asyncio.run(_row(rates, network, dataset, "tcp"))["wall_s"]
+            rows.append(row)
+    return rows
 
 
 async def _row(
-    rates: Sequence[float],
-    network: networks.Network,
-    dataset: datasets.Dataset,
-    predecessor: bool,
-    protocol: str,
+    rates: Sequence[float], network: networks.Network, dataset: datasets.Dataset, protocol: str
 ) -> dict[str, Any]:
     records = len(dataset)
     with local.Cluster(networks.parameter_root("digits", network), protocol) as cluster:
@@ -90,6 +87,10 @@ async def _row(
             with tempfile.TemporaryDirectory(prefix="distributed-pynq-") as folder:
                 predictions = Predictions(Path(folder), records, 0)
                 await job.run(predictions)
+            if predictions.answered != records:
+                raise ClusterError(
+                    f"{records - predictions.answered} records failed: {job.failed[0]}"
+                )
             rate = sum(rates) or sum(b.records / b.busy_s for b in job.boards.values())
             row = {
                 "boards": len(rates),
@@ -99,9 +100,9 @@ async def _row(
                 "wall_s": job.wall_s,
                 "ratio": job.wall_s * rate / records,
                 "images_per_s": records / job.wall_s,
-                "classified": predictions.answered,
             }
-            if predecessor:
+            # The predecessor gives each board its whole share in one call, which bnn limits.
+            if protocol == "tls" and network.kind == "cnv" and records / len(rates) <= BNN_LIMIT:
                 seconds = await _predecessor(client, dataset, network, len(rates))
                 row |= {"predecessor_s": seconds, "predecessor_ratio": seconds * rate / records}
     return row
@@ -154,27 +155,56 @@ def _dataset(folder: Path, network: networks.Network, records: int) -> datasets.
     return datasets.load(str(path), network)
 
 
-def show(rows: Sequence[dict[str, Any]], network: networks.Network, console: Console) -> None:
+def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
     """Print the rows as a table."""
-    table = Table(title=f"{network.name}, {rows[0]['records']:,} images")
-    for column in ("Boards", "Rates", "Ideal", "Wall", "Wall/ideal", "Images/s", "Scaling"):
-        table.add_column(column, justify="right")
-    old = "predecessor_s" in rows[0]
-    if old:
-        table.add_column("Predecessor", justify="right")
-        table.add_column("Its wall/ideal", justify="right")
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "Boards": lambda row: f"{row['boards']}",
+        "Rates": lambda row: "/".join(f"{rate:g}" for rate in sorted(set(row["rates"]))),
+        "Ideal": lambda row: f"{row['ideal_s']:.2f} s",
+        "Wall": lambda row: f"{row['wall_s']:.2f} s",
+        "Wall/ideal": lambda row: f"{row['ratio']:.3f}",
+        "Images/s": lambda row: f"{row['images_per_s']:,.0f}",
+        "Scaling": lambda row: f"{rows[0]['wall_s'] / row['wall_s']:.2f}x",
+        "TLS/TCP": lambda row: f"{row['wall_s'] / row['tcp_s']:.3f}",
+        "Predecessor": lambda row: f"{row['predecessor_s']:.2f} s",
+        "Its wall/ideal": lambda row: f"{row['predecessor_ratio']:.2f}",
+    }
+    table = Table(title=f"{rows[0]['records']:,} images")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        rates = sorted(set(row["rates"]), reverse=True)
-        cells = [
-            f"{row['boards']}",
-            "/".join(f"{rate:g}" for rate in rates) if any(rates) else "unpaced",
-            f"{row['ideal_s']:.2f} s",
-            f"{row['wall_s']:.2f} s",
-            f"{row['ratio']:.3f}",
-            f"{row['images_per_s']:,.0f}",
-            f"{rows[0]['wall_s'] / row['wall_s']:.2f}x",
-        ]
-        if old:
-            cells += [f"{row['predecessor_s']:.2f} s", f"{row['predecessor_ratio']:.2f}"]
+        cells = []
+        for text in columns.values():
+            try:
+                cells.append(text(row))
+            except KeyError:
+                cells.append("-")
         table.add_row(*cells)
     console.print(table)
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw execution time over the number of boards, and the efficiency of scaling, as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(rows))
+    old = [row.get("predecessor_s", np.nan) for row in rows]
+    bars = [
+        axes.bar(places - 0.2, old, 0.38, label="predecessor", color="#b8b8b8"),
+        axes.bar(places + 0.2, [row["wall_s"] for row in rows], 0.38, label="Distributed PYNQ"),
+    ]
+    axes.plot(places + 0.2, [row["ideal_s"] for row in rows], "k_", markersize=28, label="ideal")
+    for container in bars:
+        axes.bar_label(container, fmt="%.1f s", padding=2, fontsize=8)
+    axes.set_xticks(places, [str(row["boards"]) for row in rows])
+    axes.set(xlabel="boards", ylabel="execution time in s")
+    axes.set_title(f"{rows[0]['records']:,} images")
+    efficiency = [row["ideal_s"] / row["wall_s"] for row in rows]
+    other = axes.twinx()
+    other.plot(places, efficiency, "o-", color="#2a7f62", label="efficiency")
+    other.set(ylim=(0, 1.05), ylabel="ideal / wall")
+    handles = [*axes.get_legend_handles_labels()[0], *other.get_legend_handles_labels()[0]]
+    axes.legend(handles=handles, loc="upper right", frameon=False)
+    figure.savefig(path, dpi=150)

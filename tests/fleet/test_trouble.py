@@ -1,4 +1,7 @@
-"""Boards that cannot be deployed are named, and stop nobody else."""
+"""Boards that cannot be deployed are named, and stop nobody else.
+
+The one that can is given what few boards need: another MAC address, and a time server.
+"""
 
 import re
 import subprocess
@@ -7,6 +10,7 @@ import pytest
 import rig
 
 BOARDS = 5
+MAC = "02:00:c0:a8:02:0b"
 TAKEN, UNREACHABLE = "192.168.2.50", "192.168.2.60"
 
 
@@ -19,7 +23,8 @@ def run(factory_fresh):
     text = text.replace("address=192.168.2.12\n", f"address={TAKEN}\n")
     # z1-05 shall take one at which it cannot be reached from here.
     text = text.replace("address=192.168.2.15\n", f"address={UNREACHABLE}\n")
-    inventory.write_text(text)
+    text = text.replace("address=192.168.2.11\n", f"address=192.168.2.11 hwaddress={MAC}\n")
+    inventory.write_text(text + "ntp_server=192.168.2.1\n")
     stranger = rig.stand_ins.docker(
         *("run", "--detach", "--label", rig.stand_ins.LABEL, "--network", rig.stand_ins.NETWORK),
         *("--ip", TAKEN, "--entrypoint", "sleep", rig.stand_ins.IMAGE, "infinity"),
@@ -80,3 +85,22 @@ def test_a_board_that_cannot_be_reached_any_more_goes_back(run, fleet):
     )
     assert "192.168.2.105" in fleet.host("z1-05").interface("eth0").addresses
     assert UNREACHABLE not in fleet.host("z1-05").interface("eth0").addresses
+
+
+def test_a_board_takes_the_mac_address_it_is_given(run, fleet):
+    assert fleet.host("z1-01").check_output("cat /sys/class/net/eth0/address") == MAC
+
+
+def test_a_board_takes_its_time_from_the_server_it_is_given(run, fleet):
+    settings = fleet.host("z1-01").file("/etc/systemd/timesyncd.conf.d/distributed-pynq.conf")
+    assert "NTP=192.168.2.1\n" in settings.content_string
+
+
+def test_a_board_with_another_host_key_is_refused(run, fleet):
+    fleet.host("z1-01").check_output(
+        "rm /etc/ssh/ssh_host_ed25519_key* && ssh-keygen -A && systemctl reload ssh"
+    )
+    status = rig.playbook("status.yml")
+    assert status.code != 0
+    outcome = " ".join(status.output.split())
+    assert "192.168.2.11 answers, but not with the host key recorded for z1-01" in outcome

@@ -84,7 +84,7 @@ $(VENV)/host $(VENV)/deploy $(VENV)/test: $(VENV)/%: $(LOCK)/%.lock | $(VENV)/ma
 	@echo "installing the requirements of $<"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r $<
 	@if [ $* != deploy ]; then \
-	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e app; fi
+	  $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e app; fi
 	@touch $@
 
 $(VENV)/made:

@@ -1,4 +1,4 @@
-"""A job of 50,000 records on 4 boards while something breaks: all classified, once, as if undisturbed.
+"""A job of 50,000 records on 4 boards while something breaks: each classified once, undisturbed.
 
 Real processes are killed, stopped and restarted; boards are paced so that the fault falls into the
 job. What needs a network or systemd of its own is in tests/fleet.

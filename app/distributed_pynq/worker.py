@@ -260,6 +260,8 @@ class Device:
             self._driver.stop()
         if self._driver is None or not self._driver.alive:
             self._driver = Driver(self._python)
+            # An index is another device's once one is pulled; this is the same for ever.
+            os.environ["DEVICE"] = self._driver.device["device"]
         return self._driver
 
 

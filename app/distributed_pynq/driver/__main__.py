@@ -1,8 +1,9 @@
 """The process that owns a board's device: requests in, answers out, one JSON line each.
 
 Run as ``PYTHON distributed_pynq/driver`` by the interpreter that owns pynq (Python 3.6 or newer),
-with BOARD set, and DEVICE on a machine with several. It uses the standard library and the board's
-own modules alone.
+with BOARD set on a Zynq board, and DEVICE on a machine with several: a device's index (0, xrt0),
+PCIe address or name. It uses the standard library and the board's own modules alone. With the
+argument "devices" it prints which there are, and ends.
 
 It says ``{"ready": true, ...}`` once the device is open. Then, for each line it reads:
 
@@ -11,6 +12,8 @@ It says ``{"ready": true, ...}`` once the device is open. Then, for each line it
     other fields. Once per process; loading the same again changes nothing.
 ``{"do": "run", ...}``
     Process one batch: ``Job.run`` takes the other fields.
+
+Another kind of job is one more such file, and one beside job.py on the host's side.
 
 Answers are ``{"ok": true, ...}`` or ``{"ok": false, "error": "ValueError: ..."}``; after either it
 goes on. It ends when its input ends or at SIGTERM, which waits for a call into C++ to return.
@@ -24,6 +27,8 @@ import signal
 import sys
 import time
 import traceback
+
+import _device
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 
@@ -115,24 +120,33 @@ def _claim_pipes():
     return os.fdopen(requests, "rb"), answers
 
 
-def _open_device():
-    """Import pynq, which opens the device, and say what it is."""
+def _import_pynq():
     # bnn's C++ code takes SIGINT over at every call and ends the process at Ctrl-C, which a
     # terminal sends to the whole process group. The worker decides when this process ends.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     signal.signal(signal.SIGTERM, _end)
-    if "BOARD" not in os.environ:
-        sys.exit("BOARD is not set; bnn needs it to be Pynq-Z1, Pynq-Z2 or Ultra96")
-    import pynq  # noqa: F401
+    import pynq
 
     # pynq up to 2.6.2 has a Python handler for segmentation faults, with which a process that has
     # one spins for ever rather than dies.
     signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+    return pynq
+
+
+def _open_device():
+    """Open the device that DEVICE chooses, and say what it is."""
+    try:
+        device = _device.open_device(_import_pynq(), os.environ.get("DEVICE") or "0")
+    except _device.NoDevice as error:
+        sys.exit(str(error))
+    if not device.address and "BOARD" not in os.environ:
+        sys.exit("BOARD is not set; bnn needs it to be Pynq-Z1, Pynq-Z2 or Ultra96")
     return {
         "ready": True,
         "python": "{}.{}.{}".format(*sys.version_info),
-        "board": os.environ["BOARD"],
-        "device": os.environ.get("DEVICE", "0"),
+        "board": os.environ.get("BOARD", device.name),
+        "device": device.id,
+        "name": device.name,
         "pid": os.getpid(),
     }
 
@@ -142,6 +156,10 @@ def main():
     # Python puts the folder of this file on the path, and its jobs might hide the board's modules.
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != FOLDER]
     requests, answers = _claim_pipes()
+    if sys.argv[1:] == ["devices"]:
+        found = _device.find(_import_pynq())
+        os.write(answers, json.dumps([device.description for device in found]).encode() + b"\n")
+        return
     driver = Driver()
     answer = _open_device()
     while True:

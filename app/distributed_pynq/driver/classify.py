@@ -2,9 +2,10 @@
 
 import os
 
+import numpy as np
+
 import bnn
 import bnn.bnn
-import numpy as np
 
 MAX_RECORDS = 10000  # bnn's C++ code aborts the process beyond that
 CNV_BYTES = 3073  # a CIFAR-10 record

@@ -8,6 +8,7 @@ import tempfile
 
 import numpy as np
 from PIL import Image
+
 from pynq import PL, Overlay
 
 from .library import Library

@@ -11,6 +11,7 @@ import struct
 import threading
 
 import numpy as np
+
 import overlays
 from overlays import classes
 from pynq import PL

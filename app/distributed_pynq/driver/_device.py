@@ -1,0 +1,115 @@
+"""Which of a machine's FPGAs is this process's: chosen by DEVICE, claimed, the only one left open.
+
+XRT lets several processes open one card, and each thinks it is alone: what claims a device is a
+lock on a file on tmpfs ($DISTRIBUTED_PYNQ_TMPFS, by default /dev/shm), which ends with the process.
+"""
+
+import fcntl
+import os
+
+
+class NoDevice(Exception):
+    """The device that was wanted is not to be had; says which ones are there."""
+
+
+class Found:
+    """A device of this machine.
+
+    Attributes
+    ----------
+    index : int
+        Its place among pynq's devices.
+    address : str
+        PCIe address such as "0000:01:00.0"; empty for the FPGA of a Zynq board.
+    name : str
+        What identical cards share, or a Zynq board's name.
+    handle : pynq.Device
+        None with pynq before 2.5, which knows of one device only.
+    """
+
+    def __init__(self, index, handle):
+        self.index = index
+        self.handle = handle
+        # Bus, device and function of xclDeviceInfo2 (XRT); it has no room for a domain.
+        slot = getattr(getattr(handle, "device_info", None), "mPciSlot", 0)
+        place = slot >> 8, slot >> 3 & 0x1F, slot & 7
+        self.address = "0000:{:02x}:{:02x}.{:x}".format(*place) if slot else ""
+        self.name = handle.name if slot else os.environ.get("BOARD", "")
+
+    @property
+    def id(self):
+        """What no other device of this machine has, and what changes least."""
+        return self.address or str(self.index)
+
+    @property
+    def description(self):
+        """What `distributed-pynq devices` tells."""
+        return {"index": self.index, "device": self.id, "name": self.name}
+
+    def is_called(self, wanted):
+        """Whether that is this device's index, address, with or without the domain, or name."""
+        names = str(self.index), f"xrt{self.index}", self.address, self.address[5:], self.name
+        return wanted.lower() in [name.lower() for name in names if name]
+
+    def __str__(self):
+        return " ".join(filter(None, [str(self.index), self.address, self.name]))
+
+
+def find(pynq):
+    """All devices of this machine, opened; in the main thread, since XRT wants it."""
+    handles = pynq.Device.devices if hasattr(pynq, "Device") else [None]
+    return [Found(index, handle) for index, handle in enumerate(handles)]
+
+
+def open_device(pynq, wanted):
+    """Open, claim and activate one device; close the others.
+
+    Parameters
+    ----------
+    pynq : module
+        The board's own.
+    wanted : str
+        The device's index (0, xrt0), address or name.
+
+    Returns
+    -------
+    Found
+        The device, which is pynq's active one now.
+
+    Raises
+    ------
+    NoDevice
+        There is none like that, or more than one, or another process has it.
+    """
+    found = find(pynq)
+    if not found:
+        hint = "" if "XILINX_XRT" in os.environ else "; XILINX_XRT is not set"
+        raise NoDevice(f"DEVICE={wanted}: pynq finds no device here{hint}")
+    there = "; ".join(map(str, found))
+    chosen = [device for device in found if device.is_called(wanted)]
+    if not chosen:
+        raise NoDevice(f"DEVICE={wanted}: no such device here, only {there}")
+    if len(chosen) > 1:
+        raise NoDevice(
+            f"DEVICE={wanted}: {len(chosen)} devices have that name; choose by "
+            f"index or address: {there}"
+        )
+    (device,) = chosen
+    _claim(device, f"DEVICE={wanted}: claimed by another process; here are {there}")
+    for other in found:
+        if other is not device:
+            other.handle.close()
+    if device.handle is not None:
+        pynq.Device.active_device = device.handle
+    return device
+
+
+def _claim(device, refusal):
+    folder = os.environ.get("DISTRIBUTED_PYNQ_TMPFS", "/dev/shm")
+    path = os.path.join(folder, f"distributed-pynq-{device.id}.lock")
+    # Open until the process ends, and the lock with it.
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise NoDevice(refusal) from None

@@ -30,6 +30,7 @@ from .job import use_engine_settings
 PACKAGE = Path(__file__).resolve().parent
 STANDIN = PACKAGE.parent / "standin"
 START_LIMIT_S = 60.0
+CARD = "xilinx_u50_gen3x16_xdma_201920_3"
 FOLDER_VARIABLE = "DISTRIBUTED_PYNQ_LOCAL_FOLDER"
 
 Answer = TypeVar("Answer")
@@ -41,7 +42,7 @@ class Cluster:
     Parameters
     ----------
     parameters
-        Root folder of the parameter sets that the boards can load.
+        Root folder of the parameter sets that the boards can load, if any.
     protocol
         "tls", or "tcp" where a benchmark asks what encryption costs.
 
@@ -52,7 +53,7 @@ class Cluster:
         last line of its log.
     """
 
-    def __init__(self, parameters: Path, protocol: str = "tls") -> None:
+    def __init__(self, parameters: Path | None = None, protocol: str = "tls") -> None:
         if not STANDIN.is_dir():
             raise ClusterError(f"{STANDIN}: no stand-in boards in this installation")
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -80,19 +81,35 @@ class Cluster:
         self._start("scheduler", "dask_scheduler", options, {})
 
     def start_board(self, name: str, **environment: str) -> None:
-        """Start one stand-in board's worker, with settings of its own in the environment."""
+        """Start one stand-in board's worker, with settings of its own in the environment.
+
+        The worker of one device of several is NAME/DEVICE; the devices of a board share its memory.
+        """
+        memory = self.folder / name.partition("/")[0]
+        memory.mkdir(exist_ok=True)
         options = ["--host", self._host, "--name", name, "--nthreads", "1", "--no-nanny"]
         options += ["--no-dashboard", "--local-directory", str(self.folder)]
         options += ["--preload", "distributed_pynq.worker"]
         path = os.pathsep.join(filter(None, [str(STANDIN), os.environ.get("PYTHONPATH")]))
         settings = {
             "BOARD": "Pynq-Z1",
-            "DISTRIBUTED_PYNQ_PARAMS": str(self._parameters),
-            "DISTRIBUTED_PYNQ_TMPFS": str(self.folder),
+            "DISTRIBUTED_PYNQ_TMPFS": str(memory),
             "NUMBA_NUM_THREADS": "1",
             "PYTHONPATH": path,
         }
+        if self._parameters is not None:
+            settings["DISTRIBUTED_PYNQ_PARAMS"] = str(self._parameters)
         self._start(name, "dask_worker", options, settings | environment)
+
+    def start_server(self, name: str, cards: int, **environment: str) -> None:
+        """Start the workers of a stand-in server with so many cards of one kind."""
+        addresses = [f"0000:{number:02x}:00.0" for number in range(1, cards + 1)]
+        settings = {
+            "XILINX_XRT": "/opt/xilinx/xrt",
+            "DISTRIBUTED_PYNQ_STANDIN_DEVICES": ",".join(f"{CARD}@{a}" for a in addresses),
+        }
+        for address in addresses:
+            self.start_board(f"{name}/{address}", DEVICE=address, **settings | environment)
 
     def stop(self, name: str) -> None:
         """Kill a process and all that it started."""

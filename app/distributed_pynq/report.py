@@ -85,10 +85,11 @@ class Tally(NamedTuple):
     mistakes: list[Mistake]
 
 
-def table(summary: Mapping[str, Any]) -> Table:
+def table(summary: Mapping[str, Any], unit: str = "images") -> Table:
     """The boards of a job as a table for the terminal, with a row of totals.
 
     Images/s is what a board contributed to the job (images over wall time), so the rates add up.
+    What is counted as "images" may be another `unit`.
     """
     boards = summary["boards"]
     view = Table(show_footer=True)
@@ -101,7 +102,8 @@ def table(summary: Mapping[str, Any]) -> Table:
         _number(sum(board["chunks"] for board in boards)),
         _number(sum(board["faults"] for board in boards)),
     ]
-    for title, total in zip(("Images", "Images/s", "Busy", "Chunks", "Faults"), totals):
+    unit = unit.capitalize()
+    for title, total in zip((unit, f"{unit}/s", "Busy", "Chunks", "Faults"), totals):
         view.add_column(title, footer=total, justify="right")
     for board in boards:
         view.add_row(

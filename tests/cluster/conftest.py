@@ -69,6 +69,14 @@ class Command:
 
 
 @pytest.fixture
+def command(tmp_path: Path) -> Callable[..., Classified]:
+    """Run `distributed-pynq` to its end."""
+    return lambda *words, **environment: Command(
+        tmp_path, [str(word) for word in words], environment
+    ).wait()
+
+
+@pytest.fixture
 def start(tmp_path: Path) -> Callable[..., Command]:
     """Start `distributed-pynq classify` with an output folder of its own."""
 

@@ -29,11 +29,11 @@ def test_prints_and_writes_every_way(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     (result,) = json.loads(file.read_text())
     ways = {way["name"]: way for way in result["ways"]}
-    assert {"pandas", "Dask's Table", "our Table, direct", arrow.OURS} <= set(ways)
+    assert {"pandas", "Dask Table", "our Table, direct", arrow.OURS} <= set(ways)
     for name, way in ways.items():
         assert way["bytes"] > 1e6
         assert all(value > 0 for key, value in way.items() if key.endswith("_s"))
-        assert name.replace(", direct", "") in run.stdout
+        assert name in run.stdout
     assert ways[arrow.OURS]["ratio"] == 1
     assert [*tmp_path.glob("distributed-pynq/*")] == [
         tmp_path / "distributed-pynq" / "sales-0-20000.csv"

@@ -35,10 +35,9 @@ APP = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(APP), str(APP / "standin")]
 
 import overlays  # noqa: E402
+from distributed_pynq import digits  # noqa: E402
 from overlays import classes as classes_of  # noqa: E402
 from overlays.parameters import Shape  # noqa: E402
-
-from distributed_pynq import digits  # noqa: E402
 
 ARCHIVE = APP / "distributed_pynq" / "digits-params.tar.xz"
 EPOCHS = {"lfcW1A1": 150, "lfcW1A2": 150, "cnvW1A1": 25, "cnvW1A2": 25, "cnvW2A2": 35}

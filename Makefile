@@ -63,8 +63,12 @@ lint: $(VENV)/test ## Check style and types
 	cd app && ../$(BIN)/mypy
 	cd ansible && PATH=$(abspath $(BIN)):$$PATH ansible-lint
 
+.PHONY: soak
+soak: $(VENV)/test ## Disturb a job of 20 minutes every 10 s; lose nothing
+	$(BIN)/python tests/cluster/soak.py $(ARGS)
+
 lock: $(VENV)/test ## Renew the locked requirements from app/pyproject.toml
-	cd app && for lock in "host:host standin" "deploy:deploy" "test:host standin deploy test"; do \
+	cd app && for lock in "host:host standin" "deploy:deploy" "test:host standin bench deploy test"; do \
 	  ../$(BIN)/uv pip compile -q -U --universal --python-version 3.10 --generate-hashes --no-header \
 	    pyproject.toml $$(printf -- '--extra %s ' $${lock#*:}) -o requirements/$${lock%%:*}.lock || exit; \
 	done

@@ -6,93 +6,32 @@ job. What needs a network or systemd of its own is in tests/fleet.
 
 import asyncio
 import subprocess
-import sys
 import time
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
-import overlays
-import overlays.classes
-from distributed_pynq import datasets, local, networks, predictions
+from distributed_pynq import datasets, predictions
 from distributed_pynq.classify import Classification
 from distributed_pynq.errors import ClusterError
+from stage import BOARDS, Run, classes_of, noisy_digits, running
 
 RECORDS = 50_000
-BOARDS = 4
 RATE = 4_000
-NETWORK = networks.NETWORKS["lfcW1A1"]
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> datasets.Dataset:
-    """50,000 digits, each a little different."""
-    path = tmp_path_factory.mktemp("records") / "noisy-images-idx3-ubyte"
-    digits = datasets.load("digits", NETWORK)
-    once = digits.records(0, len(digits))
-    rng = np.random.default_rng(2)
-    images = np.resize(once, (RECORDS, 784)) ^ np.where(rng.random((RECORDS, 784)) < 0.02, 255, 0)
-    header = np.array([0x803, RECORDS, 28, 28], ">u4").tobytes()
-    path.write_bytes(header + images.astype(np.uint8).tobytes())
-    return datasets.load(str(path), NETWORK)
+    return noisy_digits(tmp_path_factory.mktemp("records") / "noisy-images-idx3-ubyte", RECORDS)
 
 
 @pytest.fixture(scope="module")
 def expected(dataset) -> np.ndarray:
-    """The classes of an undisturbed run, straight from the overlay."""
-    folder = networks.parameter_root("digits", NETWORK) / "digits" / NETWORK.name
-    words = overlays.load(folder, NETWORK.name).words(dataset.records(0, RECORDS))
-    return overlays.classes.lfc_many(words, 10)
-
-
-class Run:
-    """A job on a cluster of stand-ins, and what a test does to them."""
-
-    def __init__(
-        self, cluster: local.Cluster, job: Classification, answers: predictions.Predictions
-    ) -> None:
-        self.cluster, self.job, self.answers = cluster, job, answers
-
-    def worker(self, number: int) -> psutil.Process:
-        return psutil.Process(self.cluster.processes[f"standin-{number}"].pid)
-
-    def driver(self, number: int) -> psutil.Process:
-        (driver,) = self.worker(number).children()
-        return driver
-
-    def restart(self, number: int) -> None:
-        """What systemd does for the board's worker."""
-        self.cluster.stop(f"standin-{number}")
-        self.cluster.start_board(f"standin-{number}", **paced())
-
-
-def paced(**environment: str) -> dict[str, str]:
-    return {"DISTRIBUTED_PYNQ_STANDIN_RATE": str(RATE), **environment}
-
-
-@asynccontextmanager
-async def running(
-    dataset: datasets.Dataset, folder: Path, **odd: str
-) -> AsyncIterator[tuple[Run, "asyncio.Task[None]"]]:
-    """A job that has classified some records already; ``odd`` is the environment of board 4."""
-    with local.Cluster(networks.parameter_root("digits", NETWORK)) as cluster:
-        for number in range(1, BOARDS):
-            cluster.start_board(f"standin-{number}", **paced())
-        cluster.start_board(f"standin-{BOARDS}", **paced(**odd))
-        async with cluster.client() as client:
-            job = Classification(client, dataset, NETWORK, "digits", patience=40)
-            await job.prepare()
-            answers = predictions.Predictions(folder, RECORDS, 0)
-            task = asyncio.create_task(job.run(answers))
-            while not answers.answered and not task.done():
-                await asyncio.sleep(0.01)
-            yield Run(cluster, job, answers), task
+    return classes_of(dataset)
 
 
 def survive(
@@ -101,12 +40,13 @@ def survive(
     folder: Path,
     blow: Callable[[Run], Awaitable[None]],
     failed: tuple[int, ...] = (),
+    rate: float = RATE,
     **odd: str,
 ) -> dict[str, Any]:
     """Run a job, strike, and check that nothing is lost, doubled or changed."""
 
     async def story() -> tuple[Classification, float]:
-        async with running(dataset, folder, **odd) as (run, task):
+        async with running(dataset, folder, rate, **odd) as (run, task):
             handed_out = RECORDS - run.job.uncut
             struck = time.monotonic()
             await blow(run)
@@ -121,7 +61,7 @@ def survive(
     job.answers.write(path, dataset, job.class_names)
     summary = job.summary(*predictions.count(path, RECORDS), None)
     table = predictions.pq.read_table(path)
-    ideal = RECORDS / RATE / BOARDS
+    ideal = RECORDS / rate / BOARDS
     assert (summary["lost"], summary["duplicates"]) == (0, 0)
     assert [record["index"] for record in summary["failed"]] == list(failed)
     there = np.setdiff1d(np.arange(RECORDS), failed)
@@ -194,12 +134,7 @@ def test_a_driver_aborts_now_and_then(dataset, expected, tmp_path):
 
 def test_the_scheduler_restarts(dataset, expected, tmp_path):
     async def restart_the_scheduler(run: Run) -> None:
-        run.cluster.stop("scheduler")
-        run.cluster.start_scheduler()
-        # Workers leave with their scheduler; systemd brings them back.
-        for number in range(1, BOARDS + 1):
-            await asyncio.to_thread(run.cluster.processes[f"standin-{number}"].wait, 30)
-            run.restart(number)
+        await run.restart_scheduler()
 
     survive(dataset, expected, tmp_path, restart_the_scheduler)
 
@@ -231,20 +166,18 @@ def test_tmpfs_is_full_on_one_board(dataset, expected, tmp_path):
     assert board["images"] == 0
 
 
-def test_a_board_joins_half_way(dataset, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules[__name__], "RATE", 700)
-
+def test_a_board_joins_half_way(dataset, expected, tmp_path):
     async def join(run: Run) -> None:
-        run.cluster.start_board("late", **paced())
+        run.start("late")
 
-    summary = survive(dataset, expected, tmp_path, join)
+    summary = survive(dataset, expected, tmp_path, join, rate=700)
     late = next(board for board in summary["boards"] if board["name"] == "late")
     assert late["images"] > 0
 
 
 def test_no_board_is_left(dataset, tmp_path):
     async def story() -> None:
-        async with running(dataset, tmp_path) as (run, task):
+        async with running(dataset, tmp_path, RATE) as (run, task):
             run.job.patience = 3
             for number in range(1, BOARDS + 1):
                 run.cluster.stop(f"standin-{number}")

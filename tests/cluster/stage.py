@@ -1,0 +1,98 @@
+"""A stage for jobs to be disturbed on: stand-in boards, a job under way, and hands to break it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+import overlays
+import overlays.classes
+from distributed_pynq import datasets, local, networks, predictions
+from distributed_pynq.classify import Classification
+
+BOARDS = 4
+NETWORK = networks.NETWORKS["lfcW1A1"]
+
+
+def noisy_digits(path: Path, records: int) -> datasets.Dataset:
+    """Write an idx file of digits, the first 50,000 each a little different, then over again."""
+    digits = datasets.load("digits", NETWORK)
+    once = digits.records(0, len(digits))
+    count = min(records, 50_000)
+    noise = np.random.default_rng(2).random((count, 784)) < 0.02
+    images = (np.resize(once, (count, 784)) ^ np.where(noise, 255, 0)).astype(np.uint8)
+    with path.open("wb") as file:
+        file.write(np.array([0x803, records, 28, 28], ">u4").tobytes())
+        for start in range(0, records, count):
+            file.write(images[: records - start].tobytes())
+    return datasets.load(str(path), NETWORK)
+
+
+def classes_of(dataset: datasets.Dataset) -> np.ndarray:
+    """The classes of an undisturbed run, straight from the overlay."""
+    folder = networks.parameter_root("digits", NETWORK) / "digits" / NETWORK.name
+    overlay = overlays.load(folder, NETWORK.name)
+    pieces = [
+        overlays.classes.lfc_many(overlay.words(dataset.records(start, start + 10_000)), 10)
+        for start in range(0, len(dataset), 10_000)
+    ]
+    return np.concatenate(pieces)
+
+
+class Run:
+    """A job on a cluster of stand-ins, and what a test does to them."""
+
+    def __init__(
+        self,
+        cluster: local.Cluster,
+        job: Classification,
+        answers: predictions.Predictions,
+        rate: float,
+    ) -> None:
+        self.cluster, self.job, self.answers, self.rate = cluster, job, answers, rate
+
+    def worker(self, number: int) -> psutil.Process:
+        return psutil.Process(self.cluster.processes[f"standin-{number}"].pid)
+
+    def driver(self, number: int) -> psutil.Process:
+        (driver,) = self.worker(number).children()
+        return driver
+
+    def start(self, name: str, **environment: str) -> None:
+        paced = {"DISTRIBUTED_PYNQ_STANDIN_RATE": f"{self.rate:g}"}
+        self.cluster.start_board(name, **paced, **environment)
+
+    def restart(self, number: int) -> None:
+        """What systemd does for the board's worker."""
+        self.cluster.stop(f"standin-{number}")
+        self.start(f"standin-{number}")
+
+    async def restart_scheduler(self) -> None:
+        """Kill it; the workers leave with it, and systemd brings them all back."""
+        self.cluster.stop("scheduler")
+        self.cluster.start_scheduler()
+        for number in range(1, BOARDS + 1):
+            await asyncio.to_thread(self.cluster.processes[f"standin-{number}"].wait, 30)
+            self.restart(number)
+
+
+@asynccontextmanager
+async def running(
+    dataset: datasets.Dataset, folder: Path, rate: float, **odd: str
+) -> AsyncIterator[tuple[Run, "asyncio.Task[None]"]]:
+    """A job that has classified some records already; ``odd`` is the environment of board 4."""
+    with local.Cluster(networks.parameter_root("digits", NETWORK)) as cluster:
+        answers = predictions.Predictions(folder, len(dataset), 0)
+        run = Run(cluster, None, answers, rate)
+        for number in range(1, BOARDS + 1):
+            run.start(f"standin-{number}", **(odd if number == BOARDS else {}))
+        async with cluster.client() as client:
+            run.job = Classification(client, dataset, NETWORK, "digits", patience=40)
+            await run.job.prepare()
+            task = asyncio.create_task(run.job.run(answers))
+            while not answers.answered and not task.done():
+                await asyncio.sleep(0.01)
+            yield run, task

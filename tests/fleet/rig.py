@@ -34,6 +34,16 @@ class Run:
     output: str
     recap: dict[str, dict[str, int]]
 
+    @property
+    def changed(self) -> list[str]:
+        """The tasks that changed something, each as "TASK: HOST"."""
+        tasks = re.split(r"^TASK \[(.+?)\] \**$", self.output, flags=re.MULTILINE)[1:]
+        return [
+            f"{task}: {host}"
+            for task, printed in zip(tasks[::2], tasks[1::2])
+            for host in re.findall(r"^changed: \[(\S+)", printed, re.MULTILINE)
+        ]
+
     def invocations(self, address: str) -> int:
         """Programs started over SSH at an address, of a run with -vvv."""
         return self.output.count(f"<{address}> SSH: EXEC")
@@ -42,9 +52,19 @@ class Run:
 def playbook(name: str, *arguments: str, inventory: Path = stand_ins.INVENTORY) -> Run:
     """Run a playbook on an inventory."""
     process = subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "-i", inventory, name, *arguments],
+        [
+            Path(sys.executable).with_name("ansible-playbook"),
+            "-i",
+            inventory,
+            name,
+            *arguments,
+        ],
+        check=False,
         cwd=ANSIBLE,
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        },
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -88,9 +108,23 @@ def workers() -> dict[str, str]:
         "    workers = client.sync(client.scheduler.identity)['workers']\n"
         "print(json.dumps({worker['name']: address for address, worker in workers.items()}))\n"
     )
-    command = ["docker", "exec", "-i", SCHEDULER, "python3", "-", "tls://192.168.2.1:8786"]
-    process = subprocess.run(command, input=script, capture_output=True, text=True)
+    command = [
+        "docker",
+        "exec",
+        "-i",
+        SCHEDULER,
+        "python3",
+        "-",
+        "tls://192.168.2.1:8786",
+    ]
+    process = subprocess.run(command, check=False, input=script, capture_output=True, text=True)
     return dict(json.loads(process.stdout)) if process.returncode == 0 else {}
+
+
+def scheduler_exists() -> bool:
+    """Whether there is a container of a scheduler, running or not."""
+    command = ["docker", "inspect", SCHEDULER]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
@@ -126,8 +160,8 @@ def require_docker() -> None:
 @contextlib.contextmanager
 def fresh_fleet(boards: int) -> Iterator[Fleet]:
     """Factory-fresh boards, and nothing that remembers others."""
-    subprocess.run(["docker", "rm", "--force", SCHEDULER], capture_output=True)
+    subprocess.run(["docker", "rm", "--force", SCHEDULER], check=False, capture_output=True)
     stand_ins.up(boards)
     yield Fleet(boards)
-    subprocess.run(["docker", "rm", "--force", SCHEDULER], capture_output=True)
+    subprocess.run(["docker", "rm", "--force", SCHEDULER], check=False, capture_output=True)
     stand_ins.down()

@@ -37,7 +37,10 @@ def faults(boards, schedulers=None, subnet="192.168.2.0/24"):
 
 
 def test_a_good_inventory_has_no_faults():
-    boards = {"z1-01": board(), "z1-02": board(address="192.168.2.12", devices=["0", "1"])}
+    boards = {
+        "z1-01": board(),
+        "z1-02": board(address="192.168.2.12", devices=["0", "1"]),
+    }
     assert faults(boards) == []
 
 
@@ -50,11 +53,23 @@ def test_a_good_inventory_has_no_faults():
         ({"board": None}, "z1-02: board: missing"),
         ({"address": "192.168.2.11"}, "z1-02: address: 192.168.2.11 is taken by z1-01"),
         ({"address": "192.168.2.1"}, "z1-02: address: 192.168.2.1 is taken by host"),
-        ({"address": "192.168.3.12"}, "z1-02: address: 192.168.3.12 is outside the subnet"),
-        ({"address": "192.168.2.255"}, "z1-02: address: 192.168.2.255 is no host's address"),
-        ({"address": "192.168.2.300"}, "z1-02: address: '192.168.2.300' is no IPv4 address"),
+        (
+            {"address": "192.168.3.12"},
+            "z1-02: address: 192.168.3.12 is outside the subnet",
+        ),
+        (
+            {"address": "192.168.2.255"},
+            "z1-02: address: 192.168.2.255 is no host's address",
+        ),
+        (
+            {"address": "192.168.2.300"},
+            "z1-02: address: '192.168.2.300' is no IPv4 address",
+        ),
         ({"image": 2.2}, "z1-02: image: 2.2 is unknown, expected bookworm"),
-        ({"image": "old"}, "z1-02: image: old runs distributed 2021.3.0, but z1-01 runs"),
+        (
+            {"image": "old"},
+            "z1-02: image: old runs distributed 2021.3.0, but z1-01 runs",
+        ),
         ({"board": "Pynq-Z9"}, "z1-02: board: Pynq-Z9 is unknown, expected Pynq-Z1"),
         ({"devices": "0"}, "z1-02: devices: '0' is no list"),
         ({"devices": ["0", 0]}, "z1-02: devices: ['0', 0] names one twice"),
@@ -85,7 +100,11 @@ def test_a_board_needs_a_name_that_is_a_hostname():
     [
         ({}, "192.168.2.0/24", "scheduler: the group has 0 hosts, expected one"),
         ({"host": {}}, "192.168.2.0/24", "host: address: missing"),
-        ({"host": {"address": "10.0.0.1"}}, "192.168.2.0/24", "host: address: 10.0.0.1 is outside"),
+        (
+            {"host": {"address": "10.0.0.1"}},
+            "192.168.2.0/24",
+            "host: address: 10.0.0.1 is outside",
+        ),
         (None, "192.168.2.0/33", "all: subnet: '33' is not a valid netmask"),
         (None, "missing", "all: subnet: Expected 4 octets in 'missing'"),
     ],

@@ -26,7 +26,14 @@ def run(factory_fresh):
     text = text.replace("address=192.168.2.11\n", f"address=192.168.2.11 hwaddress={MAC}\n")
     inventory.write_text(text + "ntp_server=192.168.2.1\n")
     stranger = rig.stand_ins.docker(
-        *("run", "--detach", "--label", rig.stand_ins.LABEL, "--network", rig.stand_ins.NETWORK),
+        *(
+            "run",
+            "--detach",
+            "--label",
+            rig.stand_ins.LABEL,
+            "--network",
+            rig.stand_ins.NETWORK,
+        ),
         *("--ip", TAKEN, "--entrypoint", "sleep", rig.stand_ins.IMAGE, "infinity"),
     )
     # z1-03 has another password, z1-04 is off.

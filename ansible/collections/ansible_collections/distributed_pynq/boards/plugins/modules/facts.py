@@ -61,7 +61,9 @@ board:
 def run(*command):
     """What a command prints; nothing where it fails or does not exist."""
     try:
-        process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        process = subprocess.run(
+            command, check=False, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
     except OSError:
         return ""
     return process.stdout.decode("utf-8", "replace").strip()

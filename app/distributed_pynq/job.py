@@ -40,6 +40,8 @@ WINDOW = 3
 # FPGA time of a chunk: long enough to hide what a task costs, short enough to share fairly.
 CHUNK_S = 0.1
 LAST_CHUNK_S = 0.02
+# Records in the first chunks of a device: its rate may be nowhere near the published one.
+FIRST_CHUNK = 100
 # A chunk that failed this often, on boards in good standing, is cut into pieces.
 ATTEMPTS = 2
 PIECES = 8
@@ -467,9 +469,10 @@ class Job(abc.ABC, Generic[Kept]):
         # Towards the end chunks shrink, so that all boards finish together.
         share_s = self._work.uncut / rate / WINDOW
         wanted_s = min(CHUNK_S, max(LAST_CHUNK_S, share_s))
+        largest = self.chunk_max
         if not board.chunks:
-            wanted_s = LAST_CHUNK_S  # the published rate may be far off
-        return max(1, min(int(board.rate * wanted_s), self.chunk_max))
+            wanted_s, largest = LAST_CHUNK_S, FIRST_CHUNK
+        return max(1, min(int(board.rate * wanted_s), largest))
 
     async def _process(self, board: Board, chunk: Chunk) -> dict[str, Any]:
         chunk.tries += 1
@@ -501,9 +504,10 @@ class Job(abc.ABC, Generic[Kept]):
         now, busy_s = time.monotonic() - self._started, answer["seconds"]
         board.device = answer["device"]
         board.records += len(chunk)
-        board.chunks += 1
         board.busy_s += busy_s
-        board.rate += (len(chunk) / busy_s - board.rate) / 2
+        shown = len(chunk) / busy_s
+        board.rate = (board.rate + shown) / 2 if board.chunks else shown
+        board.chunks += 1
         board.faults += answer["faults"]
         board.faults_in_a_row = 0
         self._proven = chunk

@@ -77,7 +77,7 @@ FAULTS = [
 async def disturb(
     run: Run, task: "asyncio.Task[None]", seed: int
 ) -> tuple[Counter[str], list[float]]:
-    """Strike every 10 s until the job ends; the faults, and the client's memory after each in MB."""
+    """Strike every 10 s until the job ends; count faults, and the client's memory in MB."""
     dice = random.Random(seed)
     struck: Counter[str] = Counter()
     memory = []

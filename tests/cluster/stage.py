@@ -35,11 +35,9 @@ def classes_of(dataset: datasets.Dataset) -> np.ndarray:
     """The classes of an undisturbed run, straight from the overlay."""
     folder = networks.parameter_root("digits", NETWORK) / "digits" / NETWORK.name
     overlay = overlays.load(folder, NETWORK.name)
-    pieces = [
-        overlays.classes.lfc_many(overlay.words(dataset.records(start, start + 10_000)), 10)
-        for start in range(0, len(dataset), 10_000)
-    ]
-    return np.concatenate(pieces)
+    records, step = len(dataset), 10_000
+    chunks = (dataset.records(at, min(at + step, records)) for at in range(0, records, step))
+    return np.concatenate([overlays.classes.lfc_many(overlay.words(c), 10) for c in chunks])
 
 
 class Run:

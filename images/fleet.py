@@ -32,11 +32,14 @@ BOOT_LIMIT_S = 60.0
 
 # systemd as a container's first process asks for these, and for no more.
 SYSTEMD = [
-    *("--cap-add", "SYS_ADMIN", "--cap-add", "NET_ADMIN", "--cgroupns", "private"),
+    *("--cap-add", "SYS_ADMIN", "--cap-add", "NET_ADMIN"),
     *("--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined"),
     *("--tmpfs", "/run", "--tmpfs", "/run/lock", "--shm-size", "256m"),
 ]
-CGROUP_V2 = ["--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw"]
+CGROUPS = {
+    "1": ["--cgroupns", "private"],
+    "2": ["--cgroupns", "host", "--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw"],
+}
 
 BNN_SETUP = """\
 from setuptools import find_packages, setup
@@ -111,13 +114,12 @@ def build_image() -> None:
 
 def start(number: int) -> None:
     """Start the container of a board."""
-    cgroups = CGROUP_V2 if docker("info", "--format", "{{.CgroupVersion}}") == "2" else []
     docker(
         *("run", "--detach", "--name", f"{NETWORK}-{name(number)}", "--label", LABEL),
         *("--network", NETWORK, "--ip", bootstrap_address(number)),
         *("--env", "STANDIN_BOARD=Pynq-Z1"),
         *SYSTEMD,
-        *cgroups,
+        *CGROUPS[docker("info", "--format", "{{.CgroupVersion}}")],
         IMAGE,
     )
 

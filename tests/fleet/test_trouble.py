@@ -59,13 +59,15 @@ def fleet(factory_fresh):
 
 def said(run, name):
     """What the last task says of a board, in one line."""
-    outcome = " ".join(run.output.rsplit("TASK [Name the boards that failed]", 1)[1].split())
-    return re.split(r"- '?z1-\d\d: ", outcome.split(f"{name}: ", 1)[1])[0]
+    outcome = run.output.rsplit("TASK [Name a board that failed]", 1)[1]
+    words = outcome.split(f"fatal: [{name}]: FAILED!", 1)[1].split()
+    return re.split(r"fatal: \[|PLAY RECAP", " ".join(words))[0]
 
 
-def test_the_run_failed(run):
+def test_the_run_fails_for_the_boards_that_failed(run, fleet):
     assert run.code != 0
-    assert "4 of 5 boards failed" in run.output
+    failed = {name: run.recap[name]["failed"] for name in fleet.names}
+    assert failed == {"z1-01": 0, "z1-02": 1, "z1-03": 1, "z1-04": 1, "z1-05": 1}
 
 
 def test_the_others_are_deployed(run, fleet):

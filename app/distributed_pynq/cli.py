@@ -41,7 +41,7 @@ def cli() -> None:
 @click.option(
     "--chunk",
     type=click.IntRange(1, 10_000),
-    help="Records per task.  [default: 0.1 s of FPGA time]",
+    help="Records per task.  [default: 0.15 s of FPGA time]",
 )
 @click.option("--scores", is_flag=True, help="Keep the score of every class (CNV networks).")
 @click.option(

@@ -38,8 +38,8 @@ from .report import Span
 # Chunks under way per device: one in the FPGA, one waiting on the board, one on its way.
 WINDOW = 3
 # FPGA time of a chunk: long enough to hide what a task costs, short enough to share fairly.
-CHUNK_S = 0.1
-LAST_CHUNK_S = 0.02
+CHUNK_S = 0.15
+LAST_CHUNK_S = 0.04
 # Records in the first chunks of a device: its rate may be nowhere near the published one.
 FIRST_CHUNK = 100
 # A chunk that failed this often, on boards in good standing, is cut into pieces.
@@ -236,7 +236,7 @@ class Job(abc.ABC, Generic[Kept]):
     chunk_max
         Records a task may have.
     chunk
-        Records per task; by default as many as take the FPGA 0.1 s.
+        Records per task; by default as many as take the FPGA 0.15 s.
     patience
         Seconds without any usable board after which the job is given up.
     """

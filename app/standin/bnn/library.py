@@ -2,6 +2,11 @@
 
 Such an object prints to file descriptor 1 behind Python's back, takes SIGINT over, and ends the
 process wherever it throws, since nothing between it and Python catches C++ exceptions.
+
+``DISTRIBUTED_PYNQ_STANDIN_KNOWN``
+    A file of images whose answers are worked out when parameters are loaded. An FPGA costs its host
+    nothing; a fleet of stand-ins on one machine that is paced to the rate of real boards would
+    otherwise have them compete for its cores with what is to be measured.
 """
 
 import ctypes
@@ -17,6 +22,7 @@ from overlays import classes
 from pynq import PL
 from pynq.fabric import FABRIC, terminate
 
+_KNOWN = "DISTRIBUTED_PYNQ_STANDIN_KNOWN"
 RECORD_BYTES = 3073  # a CIFAR-10 record: label, 1024 red, 1024 green, 1024 blue
 IDX_HEADER = struct.Struct(">IIII")  # magic number, images, rows, columns
 IDX_MAGIC = 0x803
@@ -43,6 +49,7 @@ class Library:
         self._hardware = hardware
         self._cnv = network.startswith("cnv")
         self._compute = None
+        self._known = {}
         self._timestamp = None
         self._buffers = False
 
@@ -56,7 +63,12 @@ class Library:
             terminate("char const*")
         # An FPGA's first batch is as fast as any; software compiles, or reads what it compiled.
         self._compute = overlay.scores if self._cnv else overlay.words
-        self._compute(np.zeros((1, RECORD_BYTES if self._cnv else SIDE * SIDE), np.uint8))
+        width = RECORD_BYTES if self._cnv else SIDE * SIDE
+        self._compute(np.zeros((1, width), np.uint8))
+        self._known = {}
+        if _KNOWN in os.environ:
+            images = np.fromfile(os.environ[_KNOWN], np.uint8).reshape(-1, width)
+            self._known = dict(zip(map(bytes, images), self._compute(images)))
         self._timestamp = PL.timestamp
 
     def inference(self, path, number_class):
@@ -138,13 +150,20 @@ class Library:
         if self._compute is None or (self._hardware and PL.timestamp != self._timestamp):
             # A real FPGA would compute with what another bitstream left there, or never end.
             terminate("char const*")
-        raw, microseconds = FABRIC.run(self._compute, images)
+        raw, microseconds = FABRIC.run(self._answer, images)
         if not self._buffers:
             terminate("char const*")  # freed by another thread while the FPGA computed
         each = np.float32(microseconds) / np.float32(count)
         _print(f"Inference took {microseconds} microseconds, {each:g} usec per image")
         _print(f"Classification rate: {1e6 / each:g} images per second")
         return raw, float(each)
+
+    def _answer(self, images):
+        if self._known:
+            answers = [self._known.get(bytes(image)) for image in images]
+            if all(answer is not None for answer in answers):
+                return np.array(answers)
+        return self._compute(images)
 
 
 def _print(line):

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from distributed import Client, Security
 
 from .errors import ClusterError
-from .job import use_engine_settings
+from .job import connect, use_engine_settings
 
 PACKAGE = Path(__file__).resolve().parent
 STANDIN = PACKAGE.parent / "standin"
@@ -174,6 +174,44 @@ class Cluster:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+
+@contextlib.asynccontextmanager
+async def client(
+    scheduler: str | None, *, boards: int = 0, cards: int = 0, parameters: Path | None = None
+) -> AsyncIterator[Any]:
+    """Connect to a fleet or, without a scheduler, to stand-ins that live as long as the context.
+
+    Parameters
+    ----------
+    scheduler
+        Address of the fleet's, tls://HOST:PORT, or None.
+    boards, cards
+        How many stand-in boards, and cards of one stand-in server.
+    parameters
+        As of `Cluster`.
+
+    Yields
+    ------
+    distributed.Client
+        An asynchronous client.
+
+    Raises
+    ------
+    InputError, ClusterError
+        As `job.connect` and `Cluster` do.
+    """
+    if scheduler:
+        async with connect(scheduler) as fleet:
+            yield fleet
+        return
+    with Cluster(parameters) as cluster:
+        for number in range(1, boards + 1):
+            cluster.start_board(f"standin-{number}")
+        if cards:
+            cluster.start_server("server", cards)
+        async with cluster.client() as stand_ins:
+            yield stand_ins
 
 
 def dask_setup(server: Any) -> None:

@@ -15,7 +15,6 @@ from rich.console import Console
 from . import datasets, local, networks, predictions, progress, report
 from .classify import Classification
 from .errors import InputError
-from .job import connect
 
 FILE = "job.json"
 # Records at either end by which a data set is known again.
@@ -36,11 +35,11 @@ class Order:
     def new(
         cls,
         *,
-        dataset: str | None,
-        network: str | None,
-        params: str | None,
-        scores: bool,
-        output: Path | None,
+        dataset: str | None = None,
+        network: str | None = None,
+        params: str | None = None,
+        scores: bool = False,
+        output: Path | None = None,
         resume: None = None,
     ) -> Order:
         """Complete an order with defaults.
@@ -104,7 +103,12 @@ class Order:
         return order
 
     async def carry_out(
-        self, scheduler: str | None, boards: int, chunk: int | None, *, quiet: bool
+        self,
+        scheduler: str | None = None,
+        boards: int = 2,
+        chunk: int | None = None,
+        *,
+        quiet: bool = False,
     ) -> dict[str, Any]:
         """Do the job on a fleet, or on stand-in boards without a scheduler; write its results.
 
@@ -113,18 +117,14 @@ class Order:
         dict
             The content of summary.json.
         """
-        console = Console(highlight=False)
+        console = progress.console()
         parameters = None if scheduler else networks.parameter_root(self.params, self.network)
         self._keep()
         async with contextlib.AsyncExitStack() as stack:
             with console.status(f"connecting to {scheduler}" if scheduler else "starting boards"):
-                if parameters is None:
-                    client = await stack.enter_async_context(connect(str(scheduler)))
-                else:
-                    cluster = stack.enter_context(local.Cluster(parameters))
-                    for number in range(1, boards + 1):
-                        cluster.start_board(f"standin-{number}")
-                    client = await stack.enter_async_context(cluster.client())
+                client = await stack.enter_async_context(
+                    local.client(scheduler, boards=boards, parameters=parameters)
+                )
             params = Path(self.params).name
             job = Classification(
                 client, self.dataset, self.network, params, scores=self.scores, chunk=chunk

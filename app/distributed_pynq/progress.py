@@ -17,6 +17,14 @@ REFRESH_S = 0.25
 LINE_EVERY_S = 5.0
 
 
+def console() -> Console:
+    """Where a job is shown: the terminal or, in a notebook, plain lines."""
+    usual = Console(highlight=False)
+    # rich's live displays want widgets in a notebook, which few have installed.
+    plain = Console(highlight=False, force_jupyter=False, force_terminal=False)
+    return plain if usual.is_jupyter else usual
+
+
 @contextlib.asynccontextmanager
 async def shown(job: Job[Any], console: Console, *, quiet: bool) -> AsyncIterator[None]:
     """Show how a job gets on, until the block ends."""

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
 
 from . import local, progress, report
 from .errors import InputError
-from .job import Job, connect
+from .job import Job
 
 Array = npt.NDArray[np.uint32]
 
@@ -144,15 +143,10 @@ def add_random(
 async def _add(
     first: Array, second: Array, overlay: str, scheduler: str | None, devices: int, quiet: bool
 ) -> bool:
-    console = Console(highlight=False)
+    console = progress.console()
     async with contextlib.AsyncExitStack() as stack:
         with console.status(f"connecting to {scheduler}" if scheduler else "starting devices"):
-            if scheduler:
-                client = await stack.enter_async_context(connect(scheduler))
-            else:
-                cluster = stack.enter_context(local.Cluster())
-                cluster.start_server("server", devices)
-                client = await stack.enter_async_context(cluster.client())
+            client = await stack.enter_async_context(local.client(scheduler, cards=devices))
         job = Addition(client, first, second, overlay)
         async with progress.shown(job, console, quiet=quiet):
             total = await job.add()

@@ -53,7 +53,7 @@ inventory:
 	@[ -n "$(INVENTORY)" ] || { echo "no inventory.ini: copy inventory.example.ini, or make fleet" >&2; exit 2; }
 
 ##@ Develop
-.PHONY: test lint lock
+.PHONY: test lint notebooks lock
 test: $(VENV)/test ## Run everything this machine can run; name what is left out, and why
 	$(BIN)/python -m pytest tests -rs $(ARGS)
 
@@ -66,6 +66,9 @@ lint: $(VENV)/test ## Check style and types
 .PHONY: soak
 soak: $(VENV)/test ## Disturb a job of 20 minutes every 10 s; lose nothing
 	$(BIN)/python tests/cluster/soak.py $(ARGS)
+
+notebooks: $(VENV)/test ## Run the notebooks on stand-ins and keep their outputs
+	$(BIN)/python tests/notebooks.py app/notebooks/*.ipynb
 
 lock: $(VENV)/test ## Renew the locked requirements from app/pyproject.toml
 	cd app && for lock in "host:host standin" "deploy:deploy" "test:host standin bench deploy test"; do \

@@ -40,8 +40,9 @@ WINDOW = 3
 # FPGA time of a chunk: long enough to hide what a task costs, short enough to share fairly.
 CHUNK_S = 0.15
 LAST_CHUNK_S = 0.04
-# Records in the first chunks of a device: its rate may be nowhere near the published one.
-FIRST_CHUNK = 100
+# At most this many records in the first chunks of a device, which may be nowhere near as fast as
+# published.
+FIRST_CHUNK = 400
 # A chunk that failed this often, on boards in good standing, is cut into pieces.
 ATTEMPTS = 2
 PIECES = 8
@@ -471,7 +472,9 @@ class Job(abc.ABC, Generic[Kept]):
         wanted_s = min(CHUNK_S, max(LAST_CHUNK_S, share_s))
         largest = self.chunk_max
         if not board.chunks:
-            wanted_s, largest = LAST_CHUNK_S, FIRST_CHUNK
+            # Small ones are there first, and keep it busy until larger ones are.
+            wanted_s = LAST_CHUNK_S * (1 + board.under_way)
+            largest = min(FIRST_CHUNK, self.chunk_max)
         return max(1, min(int(board.rate * wanted_s), largest))
 
     async def _process(self, board: Board, chunk: Chunk) -> dict[str, Any]:

@@ -108,7 +108,7 @@ class Addition(Job[Sums]):
         """
         await self.prepare()
         # However few rows there are, each device gets some.
-        self.chunk_max = min(self.chunk_max, -(-self.total // len(self.boards)))
+        self.chunk_max = min(self.chunk_max, max(1, self.total // len(self.boards)))
         await self.run(Sums(self.first.shape))
         return self.answers.values
 

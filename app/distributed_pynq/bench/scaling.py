@@ -212,5 +212,5 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     other.plot(places, efficiency, "o-", color="#2a7f62", label="efficiency")
     other.set(ylim=(0, 1.05), ylabel="ideal / wall")
     handles = [*axes.get_legend_handles_labels()[0], *other.get_legend_handles_labels()[0]]
-    axes.legend(handles=handles, loc="upper right", frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, dpi=150)

@@ -33,6 +33,9 @@ START_LIMIT_S = 60.0
 CARD = "xilinx_u50_gen3x16_xdma_201920_3"
 FOLDER_VARIABLE = "DISTRIBUTED_PYNQ_LOCAL_FOLDER"
 
+# Without an address Dask's HTTP server listens on all of them, even with --no-dashboard.
+LOOPBACK_DASHBOARD = ("--dashboard-address", "127.0.0.1:0")
+
 Answer = TypeVar("Answer")
 
 
@@ -77,7 +80,7 @@ class Cluster:
 
     def start_scheduler(self) -> None:
         """Start the scheduler, on the port that it had before, if any."""
-        options = ["--host", self._host, "--port", str(self._port), "--no-dashboard"]
+        options = ["--host", self._host, "--port", str(self._port), *LOOPBACK_DASHBOARD]
         self._start("scheduler", "dask_scheduler", options, {})
 
     def start_board(self, name: str, **environment: str) -> None:
@@ -88,7 +91,7 @@ class Cluster:
         memory = self.folder / name.partition("/")[0]
         memory.mkdir(exist_ok=True)
         options = ["--host", self._host, "--name", name, "--nthreads", "1", "--no-nanny"]
-        options += ["--no-dashboard", "--local-directory", str(self.folder)]
+        options += [*LOOPBACK_DASHBOARD, "--local-directory", str(self.folder)]
         options += ["--preload", "distributed_pynq.worker"]
         path = os.pathsep.join(filter(None, [str(STANDIN), os.environ.get("PYTHONPATH")]))
         settings = {

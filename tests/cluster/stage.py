@@ -79,10 +79,10 @@ class Run:
 
 @asynccontextmanager
 async def running(
-    dataset: datasets.Dataset, folder: Path, rate: float, **odd: str
+    dataset: datasets.Dataset, folder: Path, rate: float, protocol: str = "tls", **odd: str
 ) -> AsyncIterator[tuple[Run, "asyncio.Task[None]"]]:
     """A job that has classified some records already; ``odd`` is the environment of board 4."""
-    with local.Cluster(networks.parameter_root("digits", NETWORK)) as cluster:
+    with local.Cluster(networks.parameter_root("digits", NETWORK), protocol) as cluster:
         answers = predictions.Predictions(folder, len(dataset), 0)
         run = Run(cluster, None, answers, rate)
         for number in range(1, BOARDS + 1):

@@ -161,7 +161,11 @@ def require_docker() -> None:
 def fresh_fleet(boards: int) -> Iterator[Fleet]:
     """Factory-fresh boards, and nothing that remembers others."""
     subprocess.run(["docker", "rm", "--force", SCHEDULER], check=False, capture_output=True)
-    stand_ins.up(boards)
+    with pytest.MonkeyPatch.context() as patch:
+        # BNN-PYNQ comes with its parameter sets; its double does where they are at hand.
+        shared = Path(os.environ.get("DISTRIBUTED_PYNQ_SHARED", ROOT.parent / "shared"))
+        patch.setenv("DISTRIBUTED_PYNQ_DATA", str(shared / "data"))
+        stand_ins.up(boards)
     yield Fleet(boards)
     subprocess.run(["docker", "rm", "--force", SCHEDULER], check=False, capture_output=True)
     stand_ins.down()

@@ -204,12 +204,13 @@ async def connect(address: str) -> AsyncIterator[Any]:
     try:
         _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), REACH_S)
         writer.close()
-        async with distributed.Client(
+        client = await distributed.Client(
             address, security=distributed.Security(require_encryption=True), asynchronous=True
-        ) as client:
-            yield client
+        )
     except (OSError, asyncio.TimeoutError) as error:
         raise ClusterError(f"{address}: no scheduler reachable ({error or 'no answer'})") from error
+    async with client:
+        yield client
 
 
 def use_engine_settings() -> None:

@@ -3,7 +3,6 @@
 import gzip
 import importlib
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -20,22 +19,6 @@ from overlay_fuzz import random_folder  # noqa: E402
 from overlays import NETWORKS, classes, load, parameters  # noqa: E402
 
 PATHS = ["plain", "fast"]
-
-
-@pytest.fixture(scope="session")
-def pyenv36():
-    """A Python 3.6 with numpy, as on a board of PYNQ image 2.5; made once, beside .venv."""
-    python = ROOT / ".venv-py36" / "bin" / "python"
-    if not python.exists():
-        found = [*Path.home().glob(".pyenv/versions/3.6.*/bin/python"), shutil.which("python3.6")]
-        if not found[0]:
-            pytest.skip("no Python 3.6 on this machine")
-        subprocess.run([found[0], "-m", "venv", python.parents[1]], check=True)
-    if subprocess.run([python, "-c", "import numpy"], capture_output=True).returncode:
-        install = [python, "-m", "pip", "install", "--quiet", "numpy==1.19.5"]
-        if subprocess.run(install, capture_output=True).returncode:
-            pytest.skip("no numpy for Python 3.6 to be had (offline?)")
-    return python
 
 
 @pytest.fixture(scope="module")
@@ -139,9 +122,9 @@ def run_elsewhere(python, folder, network, images, tmp_path, **environment):
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_plain_path_in_python_36(pyenv36, unpacked, tmp_path, network):
+def test_plain_path_in_python_36(board_python, unpacked, tmp_path, network):
     folder, images, expected = fuzz_case(unpacked, network)
-    taken, answer = run_elsewhere(pyenv36, folder, network, images, tmp_path)
+    taken, answer = run_elsewhere(board_python("3.6"), folder, network, images, tmp_path)
     assert taken == "overlays.plain"
     np.testing.assert_array_equal(answer, expected)
 

@@ -90,7 +90,7 @@ class Cluster:
         """
         memory = self.folder / name.partition("/")[0]
         memory.mkdir(exist_ok=True)
-        options = ["--host", self._host, "--name", name, "--nthreads", "1", "--no-nanny"]
+        options = ["--host", self._host, "--name", name, "--nthreads", "2", "--no-nanny"]
         options += [*LOOPBACK_DASHBOARD, "--local-directory", str(self.folder)]
         options += ["--preload", "distributed_pynq.worker"]
         path = os.pathsep.join(filter(None, [str(STANDIN), os.environ.get("PYTHONPATH")]))

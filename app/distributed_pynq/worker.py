@@ -16,6 +16,7 @@ import asyncio
 import collections
 import json
 import os
+import queue
 import select
 import shutil
 import signal
@@ -35,6 +36,9 @@ try:
 except ImportError:  # Python < 3.8
     PickleBuffer = bytes  # type: ignore[assignment, misc]
 
+# Chunks on the board at a time: one with the driver, one laid ready in memory. Each takes a thread
+# of the worker and one of its resource FPGA: what Dask does between two tasks costs no FPGA time.
+BAYS = 2
 DRIVER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "driver")
 START_LIMIT_S = 60.0
 LOAD_LIMIT_S = 120.0
@@ -176,8 +180,9 @@ class Device:
         self._folder = tempfile.mkdtemp(
             prefix="distributed-pynq-", dir=tmpfs if os.path.isdir(tmpfs) else None
         )
-        self._input = os.path.join(self._folder, "input")
-        self._output = os.path.join(self._folder, "output")
+        self._bays = queue.Queue()
+        for number in range(BAYS):
+            self._bays.put(os.path.join(self._folder, str(number)))
         self._lock = threading.Lock()
         self._driver = None
         self._faults = []
@@ -216,33 +221,41 @@ class Device:
         Returns
         -------
         dict
-            The driver's answer, with 'output' (bytes) and 'faults' (list of str), those that
-            happened here since the last answer.
+            The driver's answer, with 'output' (bytes), 'device', 'memory' (bytes of the board) and
+            'faults' (list of str), those that happened here since the last answer.
         """
-        with self._lock:
-            self._load(job, settings)
-            try:
-                with open(self._input, "wb", buffering=0) as file:
-                    view = memoryview(payload).cast("B")
-                    while view:
-                        view = view[file.write(view) :]
-            except OSError as error:
-                if os.path.exists(self._input):
-                    os.remove(self._input)
-                raise DeviceFault("{}: {}".format(self._folder, error.strerror)) from None
-            asked = dict(request, do="run", input=self._input, output=self._output)
-            answer = self._driver.ask(asked, limit)
-            with open(self._output, "rb") as file:
+        bay = self._bays.get()
+        try:
+            files = {"input": bay + ".input", "output": bay + ".output"}
+            self._write(files["input"], payload)
+            with self._lock:
+                self._load(job, settings)
+                answer = self._driver.ask(dict(request, do="run", **files), limit)
+                answer["faults"], self._faults = self._faults, []
+                answer["device"] = self._driver.device["device"]
+            answer["memory"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            with open(files["output"], "rb") as file:
                 answer["output"] = file.read()
-            answer["faults"], self._faults = self._faults, []
-            answer["device"] = self._driver.device["device"]
             return answer
+        finally:
+            self._bays.put(bay)
 
     def close(self):
         """Stop the driver and leave nothing on tmpfs."""
         if self._driver is not None:
             self._driver.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _write(self, path, payload):
+        try:
+            with open(path, "wb", buffering=0) as file:
+                view = memoryview(payload).cast("B")
+                while view:
+                    view = view[file.write(view) :]
+        except OSError as error:
+            if os.path.exists(path):
+                os.remove(path)
+            raise DeviceFault("{}: {}".format(self._folder, error.strerror)) from None
 
     def _load(self, job, settings):
         wanted = dict(settings, job=job)
@@ -304,7 +317,8 @@ def run(job, settings, records, request, limit):
     Returns
     -------
     dict
-        'output': what the driver wrote, bytes; 'seconds' of accelerator time; 'device'; 'faults'.
+        'output': what the driver wrote, bytes; 'seconds' of accelerator time; 'device'; 'memory' of
+        the board in bytes; 'faults'.
     """
     return _device.run(job, settings, records.buffer, request, limit)
 
@@ -331,7 +345,7 @@ def dask_setup(worker):
         print("distributed-pynq: {}".format(error), file=sys.stderr, flush=True)
         os._exit(1)
     state = getattr(worker, "state", worker)
-    state.total_resources["FPGA"] = state.available_resources["FPGA"] = 1
+    state.total_resources["FPGA"] = state.available_resources["FPGA"] = BAYS
     if "NOTIFY_SOCKET" in os.environ:
         worker.periodic_callbacks["systemd"] = PeriodicCallback(
             lambda: _notify_systemd(worker), WATCHDOG_INTERVAL_MS

@@ -11,8 +11,10 @@ from .job import Job
 from .networks import Network
 from .predictions import Predictions
 
-# bnn-pynq expands pixels to floats: more images a call do not fit a board of 512 MB.
-CHUNK_MAX = {"cnv": 1_000, "lfc": 10_000}
+# Images that bnn-pynq takes in a call, and bytes of a board's memory for each, which it expands to
+# floats: 1,000 of a CNV network fit a board of 512 MB.
+BNN_LIMIT = 10_000
+BNN_BYTES = {"cnv": 1 << 19, "lfc": 1 << 15}
 
 
 class Classification(Job[Predictions]):
@@ -44,8 +46,7 @@ class Classification(Job[Predictions]):
         **engine: Any,
     ) -> None:
         settings = {"network": network.name, "params": params}
-        limit = CHUNK_MAX[network.kind]
-        super().__init__(client, len(dataset), settings, network.rate, limit, **engine)
+        super().__init__(client, len(dataset), settings, network.rate, **engine)
         self.title = network.name
         self.dataset = dataset
         self.network = network
@@ -56,6 +57,10 @@ class Classification(Job[Predictions]):
     def loaded(self, answer: dict[str, Any]) -> None:
         """Learn the names of the classes."""
         self.class_names = answer["classes"]
+
+    def chunk_max(self, memory: int) -> int:
+        """As many images as fit the memory, and bnn-pynq."""
+        return min(BNN_LIMIT, max(1, memory // BNN_BYTES[self.network.kind]))
 
     def encode(self, start: int, stop: int) -> tuple[Any, dict[str, Any]]:
         """Records in the form the network travels in."""

@@ -39,10 +39,15 @@ from .report import Span
 WINDOW = 3
 # FPGA time of a chunk: long enough to hide what a task costs, short enough to share fairly.
 CHUNK_S = 0.15
-LAST_CHUNK_S = 0.04
-# At most this many records in the first chunks of a device, which may be nowhere near as fast as
-# published.
+LAST_CHUNK_S = 0.02
+# Tasks a second that client and scheduler manage: the more boards, the longer their chunks.
+TASKS_PER_S = 200
+# The first chunks of a device, which may be nowhere near as fast as published: the first of them,
+# and records in any of them.
+FIRST_CHUNK_S = 0.04
 FIRST_CHUNK = 400
+# Bytes of memory that a board has until it says what it has: a Pynq-Z1.
+SMALL_BOARD = 512 << 20
 # A chunk that failed this often, on boards in good standing, is cut into pieces.
 ATTEMPTS = 2
 PIECES = 8
@@ -82,6 +87,7 @@ class Board:
     worker: str
     rate: float
     device: str = ""
+    memory: int = SMALL_BOARD
     address: str = ""
     records: int = 0
     chunks: int = 0
@@ -235,8 +241,6 @@ class Job(abc.ABC, Generic[Kept]):
         What the driver's "load" takes for this kind of job.
     rate
         Records/s of a device's FPGA, until it has shown its own.
-    chunk_max
-        Records a task may have.
     chunk
         Records per task; by default as many as take the FPGA 0.15 s.
     patience
@@ -257,14 +261,12 @@ class Job(abc.ABC, Generic[Kept]):
         total: int,
         settings: dict[str, Any],
         rate: float,
-        chunk_max: int,
         chunk: int | None = None,
         patience: float = 60.0,
     ) -> None:
         self.client = client
         self.total = total
         self.settings = settings
-        self.chunk_max = chunk_max
         self.chunk = chunk
         self.patience = patience
         self.boards: dict[str, Board] = {}
@@ -278,6 +280,10 @@ class Job(abc.ABC, Generic[Kept]):
         self._sent = itertools.count()
         self._news = asyncio.Event()
         self._proven: Chunk | None = None
+
+    @abc.abstractmethod
+    def chunk_max(self, memory: int) -> int:
+        """Records that a task may have on a board with so many bytes of memory."""
 
     @abc.abstractmethod
     def encode(self, start: int, stop: int) -> tuple[Any, dict[str, Any]]:
@@ -388,11 +394,13 @@ class Job(abc.ABC, Generic[Kept]):
                     left |= self._release(board)
                     board.address = present.get(board.worker, "")
             await self._stop(left)
-            # The first chunk of every board goes out before the second of any.
+            # The first chunk of every board goes out before the second of any, and in a message of
+            # its own: Dask sends what is there, and then pauses.
             for _ in range(WINDOW):
                 for board in self.boards.values():
                     if board.address and len(board.slots) < WINDOW:
                         board.slots.append(asyncio.create_task(self._slot(board)))
+                await asyncio.sleep(0)
             self._judge()
             await asyncio.sleep(WATCH_S)
 
@@ -467,15 +475,16 @@ class Job(abc.ABC, Generic[Kept]):
     def _size(self, board: Board) -> int:
         if self.chunk is not None:
             return self.chunk
-        rate = sum(b.rate for b in self.boards.values() if b.state != "failed") or board.rate
+        boards = [b for b in self.boards.values() if b.state != "failed"] or [board]
+        shortest_s = max(LAST_CHUNK_S, len(boards) / TASKS_PER_S)
         # Towards the end chunks shrink, so that all boards finish together.
-        share_s = self._work.uncut / rate / WINDOW
-        wanted_s = min(CHUNK_S, max(LAST_CHUNK_S, share_s))
-        largest = self.chunk_max
+        share_s = self._work.uncut / sum(b.rate for b in boards) / WINDOW
+        wanted_s = max(shortest_s, min(CHUNK_S, share_s))
+        largest = self.chunk_max(board.memory)
         if not board.chunks:
             # Small ones are there first, and keep it busy until larger ones are.
-            wanted_s = LAST_CHUNK_S * (1 + board.under_way)
-            largest = min(FIRST_CHUNK, self.chunk_max)
+            wanted_s = FIRST_CHUNK_S * (1 + board.under_way)
+            largest = min(FIRST_CHUNK, largest)
         return max(1, min(int(board.rate * wanted_s), largest))
 
     async def _process(self, board: Board, chunk: Chunk) -> dict[str, Any]:
@@ -507,6 +516,7 @@ class Job(abc.ABC, Generic[Kept]):
         self.keep(chunk.start, chunk.stop, (board.name, answer["device"]), answer["output"])
         now, busy_s = time.monotonic() - self._started, answer["seconds"]
         board.device = answer["device"]
+        board.memory = answer["memory"]
         board.records += len(chunk)
         board.busy_s += busy_s
         shown = len(chunk) / busy_s

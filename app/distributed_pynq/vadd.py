@@ -78,10 +78,14 @@ class Addition(Job[Sums]):
                 f"vadd: expected arrays of the same shape, not {first.shape} and {second.shape}"
             )
         rows, columns = first.shape
-        limit = max(1, CHUNK_BYTES // (2 * columns * first.itemsize))
-        super().__init__(client, rows, {"overlay": overlay}, RATE / columns, limit, **engine)
+        super().__init__(client, rows, {"overlay": overlay}, RATE / columns, **engine)
+        self._rows: int = max(1, CHUNK_BYTES // (2 * columns * first.itemsize))
         self.first = first
         self.second = second
+
+    def chunk_max(self, memory: int) -> int:
+        """As many rows as make a task worth its while."""
+        return self._rows
 
     def encode(self, start: int, stop: int) -> tuple[Any, dict[str, Any]]:
         """The rows of the one array, then those of the other."""
@@ -108,7 +112,7 @@ class Addition(Job[Sums]):
         """
         await self.prepare()
         # However few rows there are, each device gets some.
-        self.chunk_max = min(self.chunk_max, max(1, self.total // len(self.boards)))
+        self._rows = min(self._rows, max(1, self.total // len(self.boards)))
         await self.run(Sums(self.first.shape))
         return self.answers.values
 

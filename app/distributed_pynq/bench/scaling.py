@@ -24,14 +24,12 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import datasets, local, networks
-from ..classify import Classification
+from ..classify import BNN_LIMIT, Classification
 from ..errors import ClusterError
 from ..predictions import Predictions
 
 # Ending of the file with the images that stand-ins know.
 KNOWN = ".known"
-# Images that bnn classifies in one call.
-BNN_LIMIT = 10_000
 
 # What the predecessor's task does on a board, in a fresh process each time.
 PREDECESSOR = """
@@ -91,7 +89,7 @@ async def _row(
             job = Classification(client, dataset, network, "digits")
             await job.prepare()
             with tempfile.TemporaryDirectory(prefix="distributed-pynq-") as folder:
-                predictions = Predictions(Path(folder), records, 0)
+                predictions = Predictions(Path(folder), dataset, job.class_names)
                 await job.run(predictions)
             if predictions.answered != records:
                 raise ClusterError(

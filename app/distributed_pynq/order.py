@@ -132,7 +132,7 @@ class Order:
             with console.status("loading overlay and parameters"):
                 await job.prepare()
             width = len(job.class_names) if self.scores else 0
-            answers = predictions.Predictions(self.folder, len(self.dataset), width)
+            answers = predictions.Predictions(self.folder, self.dataset, job.class_names, width)
             if answers.answered:
                 total = f"{len(self.dataset):,}"
                 console.print(f"resuming: {answers.answered:,} of {total} images are done")
@@ -172,7 +172,7 @@ class Order:
     ) -> dict[str, Any]:
         with console.status("writing predictions.parquet and report.html"):
             path = self.folder / "predictions.parquet"
-            correct = answers.write(path, job.dataset, job.class_names)
+            correct = answers.finish()
             summary = job.summary(*predictions.count(path, len(self.dataset)), correct)
             (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
             report.write(self.folder, summary, job.timeline, job.dataset, job.class_names)

@@ -1,15 +1,17 @@
 """What a job has found so far, kept so that neither a crash nor 10 million records hurt.
 
 While a job runs, its output folder holds two memory-mapped arrays with a place for every record:
-``answers.npy`` (class and, if asked for, scores) and ``boards.npy`` (1 + number of the board that
-answered, 0 for none yet); ``boards.json`` lists the boards. A record is marked only after its
+``answers.npy`` (class, label and, if asked for, scores) and ``boards.npy`` (1 + number of the board
+that answered, 0 for none yet); ``boards.json`` lists the boards. A record is marked only after its
 answer is flushed to disk, so that it counts as classified only if its answer is safe, whatever
-dies, client or machine. At the end the arrays become predictions.parquet.
+dies, client or machine. Meanwhile each row group whose records are all marked is appended to
+``predictions.partial``, in order, which at the end becomes predictions.parquet.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from .datasets import Dataset
 from .errors import InputError
 
 ROW_GROUP = 65_536
+UNLABELLED = -1
 
 Array = npt.NDArray[Any]
 
@@ -34,8 +37,10 @@ class Predictions:
     ----------
     folder
         The job's output folder.
-    records
-        How many records the data set has.
+    dataset
+        The records, whose labels are kept with their answers.
+    class_names
+        Names of the classes.
     scores
         Scores kept per record, 0 for none.
 
@@ -45,21 +50,31 @@ class Predictions:
         What lies in the folder does not fit.
     """
 
-    def __init__(self, folder: Path, records: int, scores: int) -> None:
+    def __init__(
+        self, folder: Path, dataset: Dataset, class_names: Sequence[str], scores: int = 0
+    ) -> None:
+        self._dataset = dataset
+        self._class_names = class_names
         self._files = [folder / name for name in ("answers.npy", "boards.npy", "boards.json")]
-        answer = np.dtype([("class", "<i2"), ("scores", "<i2", (scores,))])
+        fields = [("class", "<i2"), ("label", "<i2"), ("scores", "<i2", (scores,))]
         # The file of the marks is the last to be made.
         resume = self._files[1].exists()
-        self._answers = _array(self._files[0], answer, records, resume)
-        self._marks = _array(self._files[1], np.dtype("<u2"), records, resume)
+        self._answers = _array(self._files[0], np.dtype(fields), len(dataset), resume)
+        self._marks = _array(self._files[1], np.dtype("<u2"), len(dataset), resume)
         self._boards: list[tuple[str, str]] = []
         if resume and self._files[2].exists():
             self._boards = [
                 (name, device) for name, device in json.loads(self._files[2].read_text())
             ]
+        self._committing = threading.Lock()
         self._unmarked: list[tuple[int, int, int]] = []
         self._taken = np.asarray(self._marks) != 0
         self.answered = int(np.count_nonzero(self._taken))
+        self._schema = _schema(scores)
+        self._partial = folder / "predictions.partial"
+        self._writer = pq.ParquetWriter(self._partial, self._schema, compression="zstd")
+        self._written = 0
+        self._labelled = self._correct = 0
 
     def has(self, start: int, stop: int) -> bool:
         """Whether each of the records start..stop has an answer."""
@@ -79,27 +94,32 @@ class Predictions:
         """
         if board not in self._boards:
             self._boards.append(board)
-        self.answered += int(np.count_nonzero(~self._taken[start:stop]))
-        self._taken[start:stop] = True
+        labels = self._dataset.labels(start, stop)
         self._answers["class"][start:stop] = classes
+        self._answers["label"][start:stop] = UNLABELLED if labels is None else labels
         if scores is not None:
             self._answers["scores"][start:stop] = scores
+        self.answered += int(np.count_nonzero(~self._taken[start:stop]))
+        self._taken[start:stop] = True
         self._unmarked.append((start, stop, 1 + self._boards.index(board)))
 
     def commit(self) -> None:
-        """Flush what was put, then mark it as there."""
-        unmarked, self._unmarked = self._unmarked, []
-        if unmarked:
-            self._answers.flush()
-            listed = self._files[2].with_suffix(".partial")
-            listed.write_text(json.dumps(self._boards))
-            listed.replace(self._files[2])
-            for start, stop, mark in unmarked:
-                self._marks[start:stop] = mark
-            self._marks.flush()
+        """Flush what was put, mark it as there, and write the row groups that it completes."""
+        with self._committing:
+            unmarked, self._unmarked = self._unmarked, []
+            if unmarked:
+                self._answers.flush()
+                listed = self._files[2].with_suffix(".partial")
+                listed.write_text(json.dumps(self._boards))
+                listed.replace(self._files[2])
+                for start, stop, mark in unmarked:
+                    self._marks[start:stop] = mark
+                self._marks.flush()
+            while self._remaining >= ROW_GROUP and self._marks[self._written :][:ROW_GROUP].all():
+                self._write_group()
 
-    def write(self, path: Path, dataset: Dataset, class_names: Sequence[str]) -> int | None:
-        """Write predictions.parquet in the order of the records.
+    def finish(self) -> int | None:
+        """Complete predictions.parquet, in the order of the records.
 
         Returns
         -------
@@ -107,38 +127,44 @@ class Predictions:
             How many of the classified records have the class of their label; None without labels.
         """
         self.commit()
-        boards, devices = ([board[field] for board in self._boards] for field in (0, 1))
-        width = self._answers.dtype["scores"].shape[0]
-        schema = _schema(width)
-        correct: int | None = None
-        partial = path.with_suffix(".partial")
-        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-            for start in range(0, len(self._taken), ROW_GROUP):
-                stop = min(start + ROW_GROUP, len(self._taken))
-                index = start + np.flatnonzero(self._taken[start:stop])
-                answers = self._answers[index]
-                board = self._marks[index].astype(np.int32) - 1
-                labels = dataset.labels(start, stop)
-                if labels is not None:
-                    labels = labels[index - start]
-                    correct = (correct or 0) + int(np.count_nonzero(labels == answers["class"]))
-                columns: list[Any] = [
-                    pa.array(index, pa.int64()),
-                    pa.nulls(len(index), pa.uint8()) if labels is None else pa.array(labels),
-                    pa.array(answers["class"]),
-                    pa.DictionaryArray.from_arrays(answers["class"].astype(np.int32), class_names),
-                    pa.DictionaryArray.from_arrays(board, boards),
-                    pa.DictionaryArray.from_arrays(board, devices),
-                ]
-                if width:
-                    scores = pa.array(np.ascontiguousarray(answers["scores"]).reshape(-1))
-                    columns.append(pa.FixedSizeListArray.from_arrays(scores, width))
-                writer.write_table(pa.Table.from_arrays(columns, schema=schema))
-        partial.replace(path)
-        return correct
+        while self._remaining:
+            self._write_group()
+        self._writer.close()
+        self._partial.replace(self._partial.with_suffix(".parquet"))
+        return self._correct if self._labelled else None
+
+    @property
+    def _remaining(self) -> int:
+        return len(self._marks) - self._written
+
+    def _write_group(self) -> None:
+        start = self._written
+        marks = self._marks[start : start + ROW_GROUP]
+        self._written += len(marks)
+        index = start + np.flatnonzero(marks)
+        answers = self._answers[index]
+        board = self._marks[index].astype(np.int32) - 1
+        labels, classes = answers["label"], answers["class"]
+        self._labelled += int(np.count_nonzero(labels != UNLABELLED))
+        self._correct += int(np.count_nonzero(labels == classes))
+        names, devices = ([board[field] for board in self._boards] for field in (0, 1))
+        columns: list[Any] = [
+            pa.array(index, pa.int64()),
+            pa.array(labels.astype(np.uint8), mask=labels == UNLABELLED),
+            pa.array(classes),
+            pa.DictionaryArray.from_arrays(classes.astype(np.int32), self._class_names),
+            pa.DictionaryArray.from_arrays(board, names),
+            pa.DictionaryArray.from_arrays(board, devices),
+        ]
+        if "scores" in self._schema.names:
+            scores = np.ascontiguousarray(answers["scores"])
+            columns.append(
+                pa.FixedSizeListArray.from_arrays(pa.array(scores.reshape(-1)), scores.shape[1])
+            )
+        self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
 
     def drop(self) -> None:
-        """Delete the arrays, once predictions.parquet has replaced them."""
+        """Delete the arrays, whose content predictions.parquet has."""
         for file in self._files:
             file.unlink(missing_ok=True)
 

@@ -108,7 +108,7 @@ async def soak(dataset: datasets.Dataset, folder: Path, seed: int) -> bool:
         struck, memory = await disturb(run, task, seed)
         await task
     path = folder / "predictions.parquet"
-    run.answers.write(path, dataset, run.job.class_names)
+    run.answers.finish()
     summary = run.job.summary(*predictions.count(path, len(dataset)), None)
     given = predictions.pq.read_table(path, columns=["class"])["class"].to_numpy()
     same = np.array_equal(given, classes_of(dataset))

@@ -43,14 +43,11 @@ def classes_of(dataset: datasets.Dataset) -> np.ndarray:
 class Run:
     """A job on a cluster of stand-ins, and what a test does to them."""
 
-    def __init__(
-        self,
-        cluster: local.Cluster,
-        job: Classification,
-        answers: predictions.Predictions,
-        rate: float,
-    ) -> None:
-        self.cluster, self.job, self.answers, self.rate = cluster, job, answers, rate
+    job: Classification
+    answers: predictions.Predictions
+
+    def __init__(self, cluster: local.Cluster, rate: float) -> None:
+        self.cluster, self.rate = cluster, rate
 
     def worker(self, number: int) -> psutil.Process:
         return psutil.Process(self.cluster.processes[f"standin-{number}"].pid)
@@ -83,14 +80,14 @@ async def running(
 ) -> AsyncIterator[tuple[Run, "asyncio.Task[None]"]]:
     """A job that has classified some records already; ``odd`` is the environment of board 4."""
     with local.Cluster(networks.parameter_root("digits", NETWORK), protocol) as cluster:
-        answers = predictions.Predictions(folder, len(dataset), 0)
-        run = Run(cluster, None, answers, rate)
+        run = Run(cluster, rate)
         for number in range(1, BOARDS + 1):
             run.start(f"standin-{number}", **(odd if number == BOARDS else {}))
         async with cluster.client() as client:
             run.job = Classification(client, dataset, NETWORK, "digits", patience=40)
             await run.job.prepare()
-            task = asyncio.create_task(run.job.run(answers))
-            while not answers.answered and not task.done():
+            run.answers = predictions.Predictions(folder, dataset, run.job.class_names)
+            task = asyncio.create_task(run.job.run(run.answers))
+            while not run.answers.answered and not task.done():
                 await asyncio.sleep(0.01)
             yield run, task

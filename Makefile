@@ -63,9 +63,12 @@ lint: $(VENV)/test ## Check style and types
 	cd app && ../$(BIN)/mypy
 	cd ansible && PATH=$(abspath $(BIN)):$$PATH ansible-lint
 
-.PHONY: soak
+.PHONY: soak large
 soak: $(VENV)/test ## Disturb a job of 20 minutes every 10 s; lose nothing
 	$(BIN)/python tests/cluster/soak.py $(ARGS)
+
+large: $(VENV)/test ## Classify 10 million records, 30 GB, in flat memory
+	$(BIN)/python tests/cluster/large.py $(ARGS)
 
 notebooks: $(VENV)/test ## Run the notebooks on stand-ins and keep their outputs
 	$(BIN)/python tests/notebooks.py app/notebooks/*.ipynb

@@ -18,7 +18,7 @@ import pytest
 from distributed_pynq import datasets, predictions
 from distributed_pynq.classify import Classification
 from distributed_pynq.errors import ClusterError
-from stage import BOARDS, Run, classes_of, noisy_digits, running
+from stage import BOARDS, NETWORK, Run, classes_of, noisy_digits, running
 
 RECORDS = 50_000
 RATE = 4_000
@@ -59,7 +59,7 @@ def survive(
 
     job, recovered = asyncio.run(story())
     path = folder / "predictions.parquet"
-    job.answers.write(path, dataset, job.class_names)
+    job.answers.finish()
     summary = job.summary(*predictions.count(path, RECORDS), None)
     table = predictions.pq.read_table(path)
     ideal = RECORDS / rate / BOARDS
@@ -176,6 +176,24 @@ def test_a_board_joins_half_way(dataset, expected, tmp_path):
     assert late["images"] > 0
 
 
+def test_the_client_is_killed(dataset, expected, start, classify):
+    words = "--network", NETWORK.name, "--params", "digits"
+    paced = {"DISTRIBUTED_PYNQ_STANDIN_RATE": f"{RATE}"}
+    command = start(dataset.name, *words, "--boards", BOARDS, **paced)
+    while not (command.folder / "boards.json").exists():
+        assert command.process.poll() is None
+        time.sleep(0.05)
+    command.process.kill()
+    command.wait()
+    resumed = classify("--resume", command.folder, "--boards", BOARDS, **paced)
+    assert resumed.code == 0, resumed.printed
+    assert 0 < resumed.summary["resumed"] < RECORDS
+    index, classes = resumed.columns("index", "class")
+    assert np.array_equal(index, np.arange(RECORDS))
+    assert np.array_equal(classes, expected)
+    print(f"\nkill the client: {resumed.summary['wall_s']:.1f} s for the rest, with --resume")
+
+
 def test_no_board_is_left(dataset, tmp_path):
     async def story() -> None:
         async with running(dataset, tmp_path, RATE, "tls") as (run, task):
@@ -186,7 +204,7 @@ def test_no_board_is_left(dataset, tmp_path):
 
     with pytest.raises(ClusterError, match="no usable board for 3 s"):
         asyncio.run(story())
-    resumed = predictions.Predictions(tmp_path, RECORDS, 0)
+    resumed = predictions.Predictions(tmp_path, dataset, [])
     assert 0 < resumed.answered < RECORDS
 
 

@@ -17,9 +17,11 @@ import asyncio
 import collections
 import contextlib
 import itertools
+import logging
 import platform
 import time
 import uuid
+import warnings
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -220,9 +222,20 @@ async def connect(address: str) -> AsyncIterator[Any]:
 
 
 def use_engine_settings() -> None:
-    """Give this process the settings of dask.yaml, which every process of a cluster has."""
+    """Give this process the settings of dask.yaml, which every process of a cluster has, and keep
+    off its terminal what Dask has to say of faults: the job tells of them in its own words.
+    """
     settings = yaml.safe_load(Path(__file__).with_name("dask.yaml").read_text())
     dask.config.update(dask.config.config, settings)
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+    logging.getLogger("asyncio").addFilter(_is_news)
+    # Packages that boards do not have are none of a job's.
+    warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    # What is left of a future that was given up while Dask gathered it.
+    return not record.exc_info or record.exc_info[0] is not distributed.client.AllExit
 
 
 class Job(abc.ABC, Generic[Kept]):

@@ -185,6 +185,7 @@ class Device:
             self._bays.put(os.path.join(self._folder, str(number)))
         self._lock = threading.Lock()
         self._driver = None
+        self._closing = False
         self._faults = []
         self._require_driver()
 
@@ -242,6 +243,7 @@ class Device:
 
     def close(self):
         """Stop the driver and leave nothing on tmpfs."""
+        self._closing = True
         if self._driver is not None:
             self._driver.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -272,6 +274,8 @@ class Device:
             self._faults.append("driver died while idle")
             self._driver.stop()
         if self._driver is None or not self._driver.alive:
+            if self._closing:
+                raise DeviceFault("the worker is leaving")
             self._driver = Driver(self._python)
             # An index is another device's once one is pulled; this is the same for ever.
             os.environ["DEVICE"] = self._driver.device["device"]

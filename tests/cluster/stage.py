@@ -1,8 +1,9 @@
 """A stage for jobs to be disturbed on: stand-in boards, a job under way, and hands to break it."""
 
 import asyncio
+import contextlib
+import subprocess
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -70,11 +71,13 @@ class Run:
         self.cluster.stop("scheduler")
         self.cluster.start_scheduler()
         for number in range(1, BOARDS + 1):
-            await asyncio.to_thread(self.cluster.processes[f"standin-{number}"].wait, 30)
-            self.restart(number)
+            # One that had not joined yet joins the next scheduler.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(self.cluster.processes[f"standin-{number}"].wait, 30)
+                self.restart(number)
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def running(
     dataset: datasets.Dataset, folder: Path, rate: float, protocol: str = "tls", **odd: str
 ) -> AsyncIterator[tuple[Run, "asyncio.Task[None]"]]:

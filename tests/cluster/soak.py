@@ -17,10 +17,11 @@ import numpy as np
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "app" / "standin")]
+sys.path[:0] = [str(ROOT / "app" / "standin"), str(ROOT / "tests")]
 
 from distributed_pynq import datasets, predictions  # noqa: E402
-from stage import BOARDS, Run, classes_of, noisy_digits, running  # noqa: E402
+from noise import classes_of, noisy_digits  # noqa: E402
+from stage import BOARDS, Run, running  # noqa: E402
 
 RATE = 500
 EVERY_S = 10

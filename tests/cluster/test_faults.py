@@ -18,7 +18,8 @@ import pytest
 from distributed_pynq import datasets, predictions
 from distributed_pynq.classify import Classification
 from distributed_pynq.errors import ClusterError
-from stage import BOARDS, NETWORK, Run, classes_of, noisy_digits, running
+from noise import NETWORK, classes_of, noisy_digits
+from stage import BOARDS, Run, running
 
 RECORDS = 50_000
 RATE = 4_000

@@ -1,8 +1,10 @@
 """Execute the notebooks; as a program, those named, to keep their outputs."""
 
+import ast
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from jupyter_client.kernelspec import KernelSpecManager
@@ -43,6 +45,18 @@ def execute(path: Path, folder: Path, scheduler: str | None = None) -> nbformat.
         record_timing=False,
     ).execute()
     return notebook
+
+
+def outputs(notebook: nbformat.NotebookNode) -> list[Any]:
+    """What all cells have put out."""
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+def result(notebook: nbformat.NotebookNode) -> dict[str, Any]:
+    """What the notebook's last cell, its result, shows."""
+    assert notebook.cells[-1].id == "result"
+    [output] = notebook.cells[-1].outputs
+    return dict(ast.literal_eval(output.data["text/plain"]))
 
 
 if __name__ == "__main__":

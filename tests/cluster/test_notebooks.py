@@ -1,6 +1,5 @@
 """The notebooks, run from top to bottom, and what they show to those who only read them."""
 
-import ast
 import asyncio
 import re
 
@@ -8,6 +7,7 @@ import pytest
 
 import notebooks
 from distributed_pynq import local, networks
+from notebooks import outputs, result
 
 PATHS = {path.stem: path for path in notebooks.FOLDER.glob("*.ipynb")}
 EXPECTED = {
@@ -23,17 +23,6 @@ def nothing_outside_the_folder_of_the_test(tmp_path, monkeypatch):
     for variable in ("XDG_CACHE_HOME", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
         monkeypatch.setenv(variable, str(tmp_path / variable))
     monkeypatch.delenv("DISTRIBUTED_PYNQ_DATA", raising=False)
-
-
-def result(notebook):
-    """What the notebook's last cell, its result, shows."""
-    assert notebook.cells[-1].id == "result"
-    [output] = notebook.cells[-1].outputs
-    return ast.literal_eval(output.data["text/plain"])
-
-
-def outputs(notebook):
-    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
 
 def texts(notebook):

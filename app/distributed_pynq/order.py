@@ -179,6 +179,8 @@ class Order:
             answers.drop()
             (self.folder / FILE).unlink()
         console.print(report.table(summary))
+        for line in progress.failures(job):
+            console.print(line, soft_wrap=True)
         accuracy = "" if summary["accuracy"] is None else f", {summary['accuracy']:.2%} right"
         console.print(
             f"{summary['classified']:,} of {summary['images']:,} images classified{accuracy}; "

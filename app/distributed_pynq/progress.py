@@ -45,6 +45,12 @@ def boards(job: Job[Any]) -> str:
     return ", ".join(parts) + (f" ({', '.join(failed)})" if failed else "")
 
 
+def failures(job: Job[Any]) -> list[str]:
+    """A line for each board that failed or left, with the reason."""
+    failed = (board for board in job.boards.values() if board.state == "failed")
+    return [f"{b.worker} failed: {(b.faults or ['it left the cluster'])[-1]}" for b in failed]
+
+
 async def _bar(job: Job[Any], console: Console) -> None:
     columns = (
         TextColumn("{task.description}"),

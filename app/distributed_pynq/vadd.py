@@ -155,9 +155,8 @@ async def _add(
         async with progress.shown(job, console, quiet=quiet):
             total = await job.add()
     console.print(report.table(job.figures(), job.unit))
-    for board in job.boards.values():
-        if board.state == "failed":
-            console.print(f"{board.worker} failed: {board.faults[-1]}", soft_wrap=True)
+    for line in progress.failures(job):
+        console.print(line, soft_wrap=True)
     right = int(np.count_nonzero(total == first + second))
     verdict = "equal numpy's" if right == total.size else f"sums, {right:,} of them numpy's"
     console.print(f"{total.size:,} sums {verdict}; {len(job.failed)} rows failed")

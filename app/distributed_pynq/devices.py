@@ -49,7 +49,7 @@ async def _fleet(scheduler: str) -> list[tuple[str, str, str]]:
 
 
 async def of_fleet(client: Any) -> list[tuple[str, str, str]]:
-    """Worker, device (PCIe address or index) and device's name of every worker of a cluster.
+    """Worker, device (PCIe address or index) and its name, or why it is gone, of every worker.
 
     Raises
     ------
@@ -65,4 +65,6 @@ async def of_fleet(client: Any) -> list[tuple[str, str, str]]:
         found: dict[str, Any] = await asyncio.wait_for(asked, REACH_S)
     except asyncio.TimeoutError:
         raise ClusterError(f"{client.scheduler.address}: not every worker answers") from None
-    return sorted((boards[a], found[a]["device"], found[a]["name"]) for a in boards)
+    return sorted(
+        (boards[a], found[a]["device"], found[a]["fault"] or found[a]["name"]) for a in boards
+    )

@@ -81,6 +81,13 @@ class Driver:
     python : str
         Path of the interpreter that owns pynq.
 
+    Attributes
+    ----------
+    loaded : tuple or None
+        What is loaded, and the answer to that.
+    fault : str
+        Why it is gone, or empty.
+
     Raises
     ------
     DeviceFault
@@ -89,6 +96,7 @@ class Driver:
 
     def __init__(self, python):
         self.loaded = None
+        self.fault = ""
         self._answers = b""
         self._process = subprocess.Popen(
             [python, DRIVER],
@@ -168,7 +176,8 @@ class Driver:
         elif died:
             what += " (exit code {})".format(code)
         printed = [line for line in self._printed if line.strip()]
-        return DeviceFault("driver " + what + (": " + printed[-1] if printed else ""))
+        self.fault = "driver " + what + (": " + printed[-1] if printed else "")
+        return DeviceFault(self.fault)
 
 
 class Device:
@@ -187,12 +196,15 @@ class Device:
         self._driver = None
         self._closing = False
         self._faults = []
+        self._fault = ""
         self._require_driver()
 
     @property
     def description(self):
-        """What the driver said of itself: board, device, python, pid."""
-        return dict(self._driver.device)
+        """What the driver said of itself: board, device, name, python, pid; and 'fault', why none
+        can be started, or empty.
+        """
+        return dict(self._driver.device, fault=self._fault)
 
     def load(self, job, settings):
         """Load what a job needs into the device, unless it is loaded already.
@@ -271,12 +283,18 @@ class Device:
 
     def _require_driver(self, expected=False):
         if self._driver is not None and not self._driver.alive and not expected:
-            self._faults.append("driver died while idle")
+            if not self._driver.fault:
+                self._faults.append("driver died while idle")
             self._driver.stop()
         if self._driver is None or not self._driver.alive:
             if self._closing:
                 raise DeviceFault("the worker is leaving")
-            self._driver = Driver(self._python)
+            try:
+                self._driver = Driver(self._python)
+            except DeviceFault as fault:
+                self._fault = str(fault)
+                raise
+            self._fault = ""
             # An index is another device's once one is pulled; this is the same for ever.
             os.environ["DEVICE"] = self._driver.device["device"]
         return self._driver
@@ -298,8 +316,8 @@ def load(job, settings):
     Returns
     -------
     dict
-        What the driver answered, e.g. 'classes' and 'seconds' (of the load), and what the device
-        is: 'board', 'device', 'python', 'pid', 'distributed' and 'host'.
+        What the driver answered, e.g. 'classes' and 'seconds' (of the load), and what `describe`
+        does.
     """
     return dict(_device.load(job, settings), **describe())
 
@@ -328,7 +346,9 @@ def run(job, settings, records, request, limit):
 
 
 def describe():
-    """What this worker's device is: 'board', 'device', 'python', 'pid', 'distributed', 'host'."""
+    """What this worker's device is: 'board', 'device', 'name', 'python', 'pid', 'distributed',
+    'host'; and 'fault', why it cannot be opened any more, or empty.
+    """
     return dict(_device.description, distributed=distributed.__version__, host=socket.gethostname())
 
 

@@ -62,9 +62,9 @@ def test_one_card_is_pulled(tmp_path):
                 await asyncio.sleep(0.001)
             (tmp_path / ADDRESSES[1]).touch()
             await adding
-            return job, first + second
+            return job, first + second, await devices.of_fleet(client)
 
-    job, expected = asyncio.run(story())
+    job, expected, listed = asyncio.run(story())
     assert np.array_equal(job.answers.values, expected)
     states = {board.worker: board.state for board in job.boards.values()}
     assert [worker for worker, state in states.items() if state == "failed"] == [WORKERS[1]]
@@ -72,7 +72,12 @@ def test_one_card_is_pulled(tmp_path):
     assert {fault["board"] for fault in figures["faults"]} == {WORKERS[1]}
     reasons = [fault["reason"] for fault in figures["faults"]]
     assert "the card failed: " in reasons[0]
-    assert f"no such device here, only 0 {ADDRESSES[0]} {NAMES[0]}; 1 {ADDRESSES[2]}" in reasons[-1]
+    gone = f"no such device here, only 0 {ADDRESSES[0]} {NAMES[0]}; 1 {ADDRESSES[2]}"
+    assert gone in reasons[-1]
+    assert not any("while idle" in reason for reason in reasons)
+    names = [name for _, _, name in listed]
+    assert gone in names[1]
+    assert names[:1] + names[2:] == NAMES[:1] + NAMES[2:]
 
 
 def test_a_worker_says_why_it_has_no_device():

@@ -19,7 +19,7 @@ import numpy as np
 
 import overlays
 from overlays import classes
-from pynq import PL
+from pynq import PL, Device
 from pynq.fabric import FABRIC, terminate
 
 _KNOWN = "DISTRIBUTED_PYNQ_STANDIN_KNOWN"
@@ -147,6 +147,8 @@ class Library:
             terminate("char const*")
         kind = "prebuilt CIFAR-10" if self._cnv else "prebinarized"
         _print(f"Running {kind} test for {count} images...")
+        if self._hardware:
+            _require_device()
         if self._compute is None or (self._hardware and PL.timestamp != self._timestamp):
             # A real FPGA would compute with what another bitstream left there, or never end.
             terminate("char const*")
@@ -164,6 +166,13 @@ class Library:
             if all(answer is not None for answer in answers):
                 return np.array(answers)
         return self._compute(images)
+
+
+def _require_device():
+    try:
+        Device.active_device.require("Execution failed: {}")
+    except RuntimeError as error:
+        terminate("std::runtime_error", str(error))
 
 
 def _print(line):

@@ -1,4 +1,4 @@
-"""Asks the workers of a cluster for their version and, unless told otherwise, to classify digits.
+"""Asks the workers of a cluster what they are and, unless told otherwise, to classify digits.
 
 usage: smoke_test.py SCHEDULER LIMIT_S classify|look WORKERS, where WORKERS is a JSON list of names.
 Prints a JSON object: what is wrong with each worker, by its name; an empty text is a good sign.
@@ -32,12 +32,11 @@ def registered(client, names, limit):
         time.sleep(0.5)
 
 
-def outdated(client, address):
-    """What is wrong with a worker's version of Dask."""
-    packages = client.get_versions()["workers"][address]["packages"]
-    if packages["distributed"] == distributed.__version__:
+def outdated(worker):
+    """What is wrong with the version of Dask of a worker that describes itself so."""
+    if worker["distributed"] == distributed.__version__:
         return ""
-    return f"runs distributed {packages['distributed']}, the scheduler {distributed.__version__}"
+    return f"runs distributed {worker['distributed']}, the scheduler {distributed.__version__}"
 
 
 def classify(client, addresses):
@@ -76,14 +75,20 @@ def main():
     with distributed.Client(scheduler, timeout=30) as client:
         found = registered(client, names, float(limit))
         there = {name: address for name, address in found.items() if name in names}
-        findings = {name: outdated(client, address) for name, address in there.items()}
+        described = client.run(task.describe, workers=list(there.values()))
+        findings = {name: outdated(described[address]) for name, address in there.items()}
+        good = {name: there[name] for name, finding in findings.items() if not finding}
         if what == "classify":
-            good = {name: there[name] for name, finding in findings.items() if not finding}
             classified = classify(client, good.values())
             findings.update((name, classified[address]) for name, address in good.items())
+        else:
+            faults = {name: described[address]["fault"] for name, address in good.items()}
+            findings.update(
+                (name, f"has no device: {told}") for name, told in faults.items() if told
+            )
     for name in set(names) - set(there):
-        findings[name] = f"worker {name} has not registered with the scheduler"
-    print(json.dumps(findings))
+        findings[name] = "has not registered with the scheduler"
+    print(json.dumps({name: told and f"worker {name} {told}" for name, told in findings.items()}))
 
 
 main()

@@ -333,6 +333,22 @@ def test_the_driver_lists_devices(python, environment):
     ]
 
 
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        ([THIRD, "xrt1", "0"], ""),
+        (["xrt1", "7"], f"DEVICE=7: no such device here, only {THERE}"),
+        (["u50"], f"DEVICE=u50: 2 devices have that name; choose by index or address: {THERE}"),
+        (["1", TWIN], f"DEVICE={TWIN}: the same as 1; here are {THERE}"),
+    ],
+)
+def test_the_driver_looks_for_devices(python, environment, wanted, told):
+    command = [python, DRIVER, "devices", *wanted]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == bool(told)
+    assert not told or run.stderr.splitlines()[-1] == told
+
+
 def test_the_driver_adds_vectors(start, tmp_path):
     driver = start(TWIN)
     driver.answer()

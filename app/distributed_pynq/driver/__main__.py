@@ -3,7 +3,8 @@
 Run as ``PYTHON distributed_pynq/driver`` by the interpreter that owns pynq (Python 3.6 or newer),
 with BOARD set on a Zynq board, and DEVICE on a machine with several: a device's index (0, xrt0),
 PCIe address or name. It uses the standard library and the board's own modules alone. With the
-argument "devices" it prints which there are, and ends.
+argument "devices" it prints which there are, and ends; with devices named after that, it fails
+unless there is each of them.
 
 It says ``{"ready": true, ...}`` once the device is open. Then, for each line it reads:
 
@@ -156,8 +157,12 @@ def main():
     # Python puts the folder of this file on the path, and its jobs might hide the board's modules.
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != FOLDER]
     requests, answers = _claim_pipes()
-    if sys.argv[1:] == ["devices"]:
+    if sys.argv[1:2] == ["devices"]:
         found = _device.find(_import_pynq())
+        try:
+            _device.choose_all(found, sys.argv[2:])
+        except _device.NoDevice as error:
+            sys.exit(str(error))
         os.write(answers, json.dumps([device.description for device in found]).encode() + b"\n")
         return
     driver = Driver()

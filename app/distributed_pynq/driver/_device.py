@@ -61,6 +61,38 @@ def find(pynq):
     return [Found(index, handle) for index, handle in enumerate(handles)]
 
 
+def choose(found, wanted):
+    """The one of the devices found that has this index (0, xrt0), address or name.
+
+    Raises
+    ------
+    NoDevice
+        There is none like that, or more than one.
+    """
+    if not found:
+        hint = "" if "XILINX_XRT" in os.environ else "; XILINX_XRT is not set"
+        raise NoDevice(f"DEVICE={wanted}: pynq finds no device here{hint}")
+    chosen = [device for device in found if device.is_called(wanted)]
+    if not chosen:
+        raise NoDevice(f"DEVICE={wanted}: no such device here, only {_list(found)}")
+    if len(chosen) > 1:
+        raise NoDevice(
+            f"DEVICE={wanted}: {len(chosen)} devices have that name; choose by "
+            f"index or address: {_list(found)}"
+        )
+    return chosen[0]
+
+
+def choose_all(found, wanted):
+    """As `choose`, for several that must be different ones."""
+    names = {}
+    for name in wanted:
+        device = choose(found, name)
+        if device in names:
+            raise NoDevice(f"DEVICE={name}: the same as {names[device]}; here are {_list(found)}")
+        names[device] = name
+
+
 def open_device(pynq, wanted):
     """Open, claim and activate one device; close the others.
 
@@ -82,26 +114,18 @@ def open_device(pynq, wanted):
         There is none like that, or more than one, or another process has it.
     """
     found = find(pynq)
-    if not found:
-        hint = "" if "XILINX_XRT" in os.environ else "; XILINX_XRT is not set"
-        raise NoDevice(f"DEVICE={wanted}: pynq finds no device here{hint}")
-    there = "; ".join(map(str, found))
-    chosen = [device for device in found if device.is_called(wanted)]
-    if not chosen:
-        raise NoDevice(f"DEVICE={wanted}: no such device here, only {there}")
-    if len(chosen) > 1:
-        raise NoDevice(
-            f"DEVICE={wanted}: {len(chosen)} devices have that name; choose by "
-            f"index or address: {there}"
-        )
-    (device,) = chosen
-    _claim(device, f"DEVICE={wanted}: claimed by another process; here are {there}")
+    device = choose(found, wanted)
+    _claim(device, f"DEVICE={wanted}: claimed by another process; here are {_list(found)}")
     for other in found:
         if other is not device:
             other.handle.close()
     if device.handle is not None:
         pynq.Device.active_device = device.handle
     return device
+
+
+def _list(found):
+    return "; ".join(map(str, found))
 
 
 def _claim(device, refusal):

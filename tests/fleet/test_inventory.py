@@ -40,6 +40,11 @@ def test_a_good_inventory_has_no_faults():
     boards = {
         "z1-01": board(),
         "z1-02": board(address="192.168.2.12", devices=["0", "1"]),
+        "server": board(
+            **dict.fromkeys(("ansible_host", "address"), "192.168.2.91"),
+            board="server",
+            devices=["0000:01:00.0", "xrt1", 2, "xilinx_u50"],
+        ),
     }
     assert faults(boards) == []
 
@@ -73,6 +78,8 @@ def test_a_good_inventory_has_no_faults():
         ({"board": "Pynq-Z9"}, "z1-02: board: Pynq-Z9 is unknown, expected Pynq-Z1"),
         ({"devices": "0"}, "z1-02: devices: '0' is no list"),
         ({"devices": ["0", 0]}, "z1-02: devices: ['0', 0] names one twice"),
+        ({"devices": ["a b"]}, "z1-02: devices: 'a b' is no index, PCIe address or name"),
+        ({"board": "server"}, "z1-02: address: a server keeps the one it has"),
         ({"hwaddress": "00:0a:35"}, "z1-02: hwaddress: '00:0a:35' is no MAC address"),
         ({"gateway": "192.168.2.12"}, "z1-02: address: 192.168.2.12 is the gateway's"),
     ],

@@ -48,6 +48,8 @@ _value:
 
 REQUIRED = ("ansible_host", "address", "image", "board")
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+# What an instance of a systemd unit may be called without being escaped.
+DEVICE = re.compile(r"[A-Za-z0-9:_.-]+")
 HWADDRESS = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.IGNORECASE)
 
 Host = dict[str, Any]
@@ -113,8 +115,10 @@ def inventory_faults(
             faults.append(f"{host}: devices: {devices!r} is no list, as ['0', '1']")
         elif len({str(device) for device in devices}) < len(devices):
             faults.append(f"{host}: devices: {devices} names one twice")
-        elif any("/" in str(device) or not str(device).strip() for device in devices):
-            faults.append(f"{host}: devices: {devices} has a name that is empty or has a / in it")
+        elif strange := [device for device in devices if not DEVICE.fullmatch(str(device))]:
+            faults.append(f"{host}: devices: {strange[0]!r} is no index, PCIe address or name")
+        if board == "server" and variables.get("ansible_host") != variables.get("address"):
+            faults.append(f"{host}: address: a server keeps the one it has, that of ansible_host")
         if "hwaddress" in variables:
             if HWADDRESS.fullmatch(str(variables["hwaddress"])):
                 claim(host, "hwaddress", variables["hwaddress"])

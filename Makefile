@@ -8,6 +8,7 @@ MAKEFLAGS += --no-print-directory
 PYTHON    ?= python3
 INVENTORY ?= $(firstword $(wildcard inventory.ini inventory.fleet.ini))
 BOARDS    ?= 2
+CARDS     ?= 0
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -28,8 +29,8 @@ endif
 
 ##@ Fleet
 .PHONY: fleet fleet-down deploy check status reset
-fleet: ## Start BOARDS stand-in boards in containers, factory-fresh, and write inventory.fleet.ini
-	$(PYTHON) images/fleet.py up --boards $(BOARDS)
+fleet: ## Start BOARDS stand-in boards, and a server with CARDS, in containers; write inventory.fleet.ini
+	$(PYTHON) images/fleet.py up --boards $(BOARDS) --cards $(CARDS)
 
 fleet-down: ## Remove them
 	$(PYTHON) images/fleet.py down

@@ -1,12 +1,13 @@
 """Stand-in boards in containers: factory-fresh, on a network of their own, with an inventory.
 
-usage: fleet.py up [--boards N] | down
+usage: fleet.py up [--boards N] [--cards N] | down
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import shutil
 import socket
@@ -29,6 +30,12 @@ NETWORK = "distributed-pynq-fleet"
 SUBNET = "192.168.2.0/24"
 HOST = "192.168.2.1"
 BOOT_LIMIT_S = 60.0
+
+# A server with FPGA cards, of which the first two are of one kind, as in many a real one.
+SERVER = "server"
+SERVER_ADDRESS = "192.168.2.91"
+SHELLS = ["xilinx_u50", "xilinx_u50", "xilinx_u200", "xilinx_u280"]
+PULLED = "/run/standin/pulled"
 
 # systemd as a container's first process asks for these, and for no more.
 SYSTEMD = [
@@ -55,21 +62,26 @@ def docker(*arguments: str, stdin: bytes | None = None) -> str:
     return printed.decode().strip()
 
 
-def up(boards: int) -> None:
+def up(boards: int, cards: int = 0) -> None:
     """Start a fresh fleet and write its inventory, in place of the fleet there is.
+
+    With cards there is a server with so many beside the boards.
 
     Raises SystemExit where there is no Docker engine or a board does not boot.
     """
     down()
     build_image()
     docker("network", "create", "--internal", "--subnet", SUBNET, "--gateway", HOST, NETWORK)
-    for number in range(1, boards + 1):
-        start(number)
-    for number in range(1, boards + 1):
-        await_ssh(name(number), bootstrap_address(number))
+    machines = {name(n): (bootstrap_address(n), "Pynq-Z1") for n in range(1, boards + 1)}
+    if cards:
+        machines[SERVER] = SERVER_ADDRESS, "server"
+    for machine, (address, kind) in machines.items():
+        start(machine, address, kind)
+    for machine, (address, _) in machines.items():
+        await_ssh(machine, address)
     pack_bnn(STATE / "bnn-pynq.tar.gz")
-    INVENTORY.write_text(inventory(boards))
-    print(f"{boards} boards are up: {INVENTORY.name}")
+    INVENTORY.write_text(inventory(boards, cards))
+    print(f"{', '.join(machines)}: up, see {INVENTORY.name}")
 
 
 def down() -> None:
@@ -96,6 +108,11 @@ def bootstrap_address(number: int) -> str:
     return f"192.168.2.{100 + number}"
 
 
+def card_address(number: int) -> str:
+    """PCIe address of a card of the server."""
+    return f"0000:{number:02x}:00.0"
+
+
 def build_image() -> None:
     """Build the stand-in image, or find it built."""
     packages = (ROOT / "images/board/packages").read_text().split()
@@ -112,12 +129,11 @@ def build_image() -> None:
     )
 
 
-def start(number: int) -> None:
-    """Start the container of a board."""
+def start(machine: str, address: str, kind: str) -> None:
+    """Start the container of a board or server."""
     docker(
-        *("run", "--detach", "--name", f"{NETWORK}-{name(number)}", "--label", LABEL),
-        *("--network", NETWORK, "--ip", bootstrap_address(number)),
-        *("--env", "STANDIN_BOARD=Pynq-Z1"),
+        *("run", "--detach", "--name", f"{NETWORK}-{machine}", "--label", LABEL),
+        *("--network", NETWORK, "--ip", address, "--env", f"STANDIN_BOARD={kind}"),
         *SYSTEMD,
         *CGROUPS[docker("info", "--format", "{{.CgroupVersion}}")],
         IMAGE,
@@ -155,7 +171,7 @@ def pack_bnn(archive: Path) -> None:
                     tar.addfile(member, content)
 
 
-def inventory(boards: int) -> str:
+def inventory(boards: int, cards: int) -> str:
     """The inventory of a fleet, as inventory.example.ini explains it."""
     rows = "\n".join(
         f"{name(n)} ansible_host={bootstrap_address(n)} address=192.168.2.{10 + n}"
@@ -173,12 +189,40 @@ board=Pynq-Z1
 memory_max=1G
 board_environment={{"NUMBA_NUM_THREADS": "1", "NUMBA_CACHE_DIR": "/dev/shm/numba"}}
 
-[scheduler]
+{server(cards) if cards else ""}[scheduler]
 host ansible_connection=local address={HOST} dashboard=127.0.0.1:8788
 
 [all:vars]
 subnet={SUBNET}
 bnn_source={STATE.name}/bnn-pynq.tar.gz
+"""
+
+
+def server(cards: int) -> str:
+    """The part of the inventory that describes the server."""
+    addresses = [card_address(number) for number in range(1, cards + 1)]
+    shells = [SHELLS[number % len(SHELLS)] for number in range(cards)]
+    environment = {
+        # BNN-PYNQ's double computes here too, as on a board; real cards have no BNN-PYNQ.
+        "BOARD": "Pynq-Z1",
+        "NUMBA_NUM_THREADS": "1",
+        "NUMBA_CACHE_DIR": "/dev/shm/numba",
+        "DISTRIBUTED_PYNQ_STANDIN_DEVICES": ",".join(map("@".join, zip(shells, addresses))),
+        "DISTRIBUTED_PYNQ_STANDIN_PULLED": PULLED,
+    }
+    return f"""\
+[boards:children]
+servers
+
+[servers]
+{SERVER} ansible_host={SERVER_ADDRESS} address={SERVER_ADDRESS}
+
+[servers:vars]
+board=server
+devices={json.dumps(addresses)}
+requirements_bnn={{{{ bnn_source }}}}
+board_environment={json.dumps(environment)}
+
 """
 
 
@@ -198,11 +242,13 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("up").add_argument("--boards", type=int, default=3)
+    start = commands.add_parser("up")
+    start.add_argument("--boards", type=int, default=3)
+    start.add_argument("--cards", type=int, default=0, help="of a server beside them")
     commands.add_parser("down")
     arguments = parser.parse_args()
     if arguments.command == "up":
-        up(arguments.boards)
+        up(arguments.boards, arguments.cards)
     else:
         down()
 

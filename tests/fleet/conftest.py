@@ -25,8 +25,9 @@ def docker() -> None:
 
 @pytest.fixture(scope="module")
 def factory_fresh(docker: None, request: pytest.FixtureRequest) -> Iterator[rig.Fleet]:
-    """Boards that nobody has touched; the module says how many, as BOARDS."""
-    with rig.fresh_fleet(request.module.BOARDS) as fleet:
+    """Boards that nobody has touched; the module says how many, as BOARDS and CARDS."""
+    cards = getattr(request.module, "CARDS", 0)
+    with rig.fresh_fleet(request.module.BOARDS, cards) as fleet:
         yield fleet
 
 

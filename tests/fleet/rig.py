@@ -12,7 +12,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import testinfra
 
@@ -80,8 +82,9 @@ def playbook(name: str, *arguments: str, inventory: Path = stand_ins.INVENTORY) 
 class Fleet:
     """The fleet that is up."""
 
-    def __init__(self, boards: int) -> None:
+    def __init__(self, boards: int, cards: int = 0) -> None:
         self.names = [stand_ins.name(number) for number in range(1, boards + 1)]
+        self.names += [stand_ins.SERVER] if cards else []
 
     def host(self, name: str) -> testinfra.host.Host:
         """A board, to look into past SSH."""
@@ -92,7 +95,7 @@ class Fleet:
         return f"{stand_ins.NETWORK}-{name}"
 
     def address(self, name: str) -> str:
-        """Final address of a board."""
+        """Final address of a board that is no server."""
         return f"192.168.2.{10 + int(name[-2:])}"
 
     def journal(self, name: str) -> str:
@@ -100,25 +103,69 @@ class Fleet:
         return self.host(name).run("journalctl -u 'distributed-pynq-worker@*' -n 30 -o cat").stdout
 
 
+SCHEDULER_ADDRESS = f"tls://{stand_ins.HOST}:8786"
+
+
+def with_client(script: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code beside the scheduler, with a `client` of the cluster."""
+    head = "import json, operator, distributed\n"
+    head += f"client = distributed.Client({SCHEDULER_ADDRESS!r}, timeout=10)\n"
+    command = ["docker", "exec", "-i", SCHEDULER, "python3", "-"]
+    return subprocess.run(command, check=False, input=head + script, capture_output=True, text=True)
+
+
 def workers() -> dict[str, str]:
     """Addresses of the workers that the scheduler has, by name."""
-    script = (
-        "import json, sys, distributed\n"
-        "with distributed.Client(sys.argv[1], timeout=10) as client:\n"
-        "    workers = client.sync(client.scheduler.identity)['workers']\n"
+    process = with_client(
+        "workers = client.sync(client.scheduler.identity)['workers']\n"
         "print(json.dumps({worker['name']: address for address, worker in workers.items()}))\n"
     )
-    command = [
-        "docker",
-        "exec",
-        "-i",
-        SCHEDULER,
-        "python3",
-        "-",
-        "tls://192.168.2.1:8786",
-    ]
-    process = subprocess.run(command, check=False, input=script, capture_output=True, text=True)
     return dict(json.loads(process.stdout)) if process.returncode == 0 else {}
+
+
+class Job:
+    """`distributed-pynq classify` under way on the fleet, in the container that matches it."""
+
+    def __init__(self, folder: Path, *arguments: object) -> None:
+        self.folder = folder
+        command = [ROOT / "images/job.sh", stand_ins.INVENTORY, "classify", "--quiet"]
+        self._process = subprocess.Popen(
+            [*command, *map(str, arguments), "--output", folder],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._marks: np.ndarray | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has, well or not."""
+        return self._process.poll() is not None
+
+    def answered(self) -> np.ndarray:
+        """Which records are safe on disk, bool (records,); of length 0 before the first."""
+        # Once open, the file is there even after the job has deleted it.
+        if self._marks is None:
+            with contextlib.suppress(OSError, ValueError):
+                self._marks = np.load(self.folder / "boards.npy", mmap_mode="r")
+        return np.zeros(0, bool) if self._marks is None else self._marks != 0
+
+    def await_answers(self, enough: Callable[[np.ndarray], bool]) -> None:
+        """Wait until those that are safe are enough, or the job has ended."""
+        while not enough(self.answered()) and not self.ended:
+            time.sleep(0.05)
+
+    def wait(self) -> tuple[int, str]:
+        """Its exit code and all it printed."""
+        printed, _ = self._process.communicate(timeout=300)
+        return self._process.returncode, printed
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The content of summary.json."""
+        return dict(json.loads((self.folder / "summary.json").read_text()))
 
 
 def scheduler_exists() -> bool:
@@ -158,14 +205,14 @@ def require_docker() -> None:
 
 
 @contextlib.contextmanager
-def fresh_fleet(boards: int) -> Iterator[Fleet]:
+def fresh_fleet(boards: int, cards: int = 0) -> Iterator[Fleet]:
     """Factory-fresh boards, and nothing that remembers others."""
     subprocess.run(["docker", "rm", "--force", SCHEDULER], check=False, capture_output=True)
     with pytest.MonkeyPatch.context() as patch:
         # BNN-PYNQ comes with its parameter sets; its double does where they are at hand.
         shared = Path(os.environ.get("DISTRIBUTED_PYNQ_SHARED", ROOT.parent / "shared"))
         patch.setenv("DISTRIBUTED_PYNQ_DATA", str(shared / "data"))
-        stand_ins.up(boards)
-    yield Fleet(boards)
+        stand_ins.up(boards, cards)
+    yield Fleet(boards, cards)
     subprocess.run(["docker", "rm", "--force", SCHEDULER], check=False, capture_output=True)
     stand_ins.down()

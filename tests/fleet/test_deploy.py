@@ -3,7 +3,6 @@
 The tests are a story: each goes on where the one before ended.
 """
 
-import json
 import subprocess
 
 import numpy as np
@@ -11,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import rig
 
+import notebooks
 from distributed_pynq import datasets, networks
 from overlays import classes, parameters, plain
 
@@ -133,24 +133,14 @@ def test_a_second_deployment_changes_nothing(fleet):
     assert max(invocations.values()) <= 25
 
 
-def classify(output, *arguments, data=None):
-    """Run a job on the fleet; returns its folder."""
-    environment = {"DISTRIBUTED_PYNQ_DATA": str(data)} if data else {}
-    job = [rig.ROOT / "images/job.sh", rig.stand_ins.INVENTORY, "classify", "--quiet"]
-    subprocess.run(
-        [*job, *arguments, "--output", output],
-        cwd=rig.ROOT,
-        env={**rig.os.environ, **environment},
-        check=True,
-    )
-    summary = json.loads((output / "summary.json").read_text())
-    assert summary["lost"] == 0 and summary["classified"] == summary["images"]
-    assert sorted(board["name"] for board in summary["boards"]) == [
-        "z1-01",
-        "z1-02",
-        "z1-03",
-    ]
-    return pq.read_table(output / "predictions.parquet")["class"].to_numpy()
+def classify(output, *arguments):
+    """Run a job on the fleet; returns its classes."""
+    job = rig.Job(output, *arguments)
+    code, printed = job.wait()
+    assert code == 0, printed
+    assert job.summary["lost"] == 0 and job.summary["classified"] == job.summary["images"]
+    assert sorted(board["name"] for board in job.summary["boards"]) == ["z1-01", "z1-02", "z1-03"]
+    return pq.read_table(job.folder / "predictions.parquet")["class"].to_numpy()
 
 
 def expected(dataset, network, params):
@@ -178,11 +168,22 @@ def test_the_fleet_classifies_cifar10(fleet, output, shared, tmp_path, monkeypat
     with (shared / "data/cifar10/test_jpeg.bin").open("rb") as whole:
         images.write_bytes(whole.read(2000 * 3073))
     monkeypatch.setenv("DISTRIBUTED_PYNQ_DATA", str(shared / "data"))
-    found = classify(output / tmp_path.parent.name, str(images), data=shared / "data")
+    found = classify(output / tmp_path.parent.name, images)
     network = networks.get("cnvW1A1")
     np.testing.assert_array_equal(
         found, expected(datasets.load(str(images), network), network, "cifar10")
     )
+
+
+def test_a_notebook_runs_on_the_fleet(fleet, tmp_path, monkeypatch):
+    monkeypatch.setenv("DASK_CONFIG", str(rig.DEPLOYMENT / "client"))
+    notebook = notebooks.execute(
+        notebooks.FOLDER / "cifar10-on-a-cluster.ipynb", tmp_path, rig.SCHEDULER_ADDRESS
+    )
+    found = notebooks.result(notebook)
+    assert (found["images"], found["classified"], found["lost"]) == (599, 599, 0)
+    printed = "".join(cell_output.get("text", "") for cell_output in notebooks.outputs(notebook))
+    assert all(name in printed for name in fleet.names)
 
 
 def test_a_healthy_fleet_has_a_good_status(fleet):

@@ -2,7 +2,7 @@
 
 They are what a fleet runs, a scheduler and one Dask worker per device with its driver, on loopback
 and with mutual TLS, since any local user could reach the ports. Every process ends with the one
-that started it, however that ends: each watches its standard input and takes its group along.
+that started it (tether.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any, TypeVar
 
 from distributed import Client, Security
 
+from . import tether
 from .errors import ClusterError
 from .job import connect, use_engine_settings
 
@@ -31,7 +31,6 @@ PACKAGE = Path(__file__).resolve().parent
 STANDIN = PACKAGE.parent / "standin"
 START_LIMIT_S = 60.0
 CARD = "xilinx_u50_gen3x16_xdma_201920_3"
-FOLDER_VARIABLE = "DISTRIBUTED_PYNQ_LOCAL_FOLDER"
 
 # Without an address Dask's HTTP server listens on all of them, even with --no-dashboard.
 LOOPBACK_DASHBOARD = ("--dashboard-address", "127.0.0.1:0")
@@ -48,6 +47,9 @@ class Cluster:
         Root folder of the parameter sets that the boards can load, if any.
     protocol
         "tls", or "tcp" where a benchmark asks what encryption costs.
+    python
+        Interpreter of scheduler and boards, by default this one. Another one needs distributed and
+        this package on its path.
 
     Raises
     ------
@@ -56,13 +58,19 @@ class Cluster:
         last line of its log.
     """
 
-    def __init__(self, parameters: Path | None = None, protocol: str = "tls") -> None:
+    def __init__(
+        self,
+        parameters: Path | None = None,
+        protocol: str = "tls",
+        python: str | Path = sys.executable,
+    ) -> None:
         if not STANDIN.is_dir():
             raise ClusterError(f"{STANDIN}: no stand-in boards in this installation")
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._parameters = parameters
         self._host = f"{protocol}://127.0.0.1"
         self._port = 0
+        self._python = str(python)
 
     def __enter__(self) -> Cluster:
         memory = Path("/dev/shm")
@@ -164,10 +172,10 @@ class Cluster:
     def _start(
         self, name: str, program: str, options: list[str], environment: dict[str, str]
     ) -> None:
-        command = [sys.executable, "-m", f"distributed.cli.{program}", *options]
+        command = [self._python, "-m", f"distributed.cli.{program}", *options]
         command += ["--scheduler-file", str(self.folder / "scheduler.json")]
-        command += ["--preload", "distributed_pynq.local"]
-        own = {"DASK_CONFIG": str(self.folder), FOLDER_VARIABLE: str(self.folder)}
+        command += ["--preload", "distributed_pynq.tether"]
+        own = {"DASK_CONFIG": str(self.folder), tether.FOLDER_VARIABLE: str(self.folder)}
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 command,
@@ -215,18 +223,6 @@ async def client(
             cluster.start_server("server", cards)
         async with cluster.client() as stand_ins:
             yield stand_ins
-
-
-def dask_setup(server: Any) -> None:
-    """Preload of every process of the cluster: end when the process that started it has ended."""
-    threading.Thread(target=_outlive_nobody, daemon=True).start()
-
-
-def _outlive_nobody() -> None:
-    while os.read(0, 4096):
-        pass
-    shutil.rmtree(os.environ[FOLDER_VARIABLE], ignore_errors=True)
-    os.killpg(0, signal.SIGKILL)
 
 
 def _certificates(folder: Path, *, encrypted: bool) -> dict[str, Any]:

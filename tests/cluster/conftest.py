@@ -36,11 +36,17 @@ class Classified(NamedTuple):
 class Command:
     """A `distributed-pynq` process under way."""
 
-    def __init__(self, folder: Path, arguments: list[str], environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        arguments: list[str],
+        environment: dict[str, str],
+        python: str | Path = sys.executable,
+    ) -> None:
         self.folder = folder
         self._mark = uuid.uuid4().hex
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "distributed_pynq.cli", *arguments],
+            [python, "-m", "distributed_pynq.cli", *arguments],
             env={**os.environ, **environment, MARK: self._mark},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -80,12 +86,14 @@ def command(tmp_path: Path) -> Callable[..., Classified]:
 def start(tmp_path: Path) -> Callable[..., Command]:
     """Start `distributed-pynq classify` with an output folder of its own."""
 
-    def start(*arguments: object, **environment: str) -> Command:
+    def start(
+        *arguments: object, python: str | Path = sys.executable, **environment: str
+    ) -> Command:
         words = ["classify", *map(str, arguments)]
         if "--resume" not in words:
             words += ["--output", str(tmp_path / f"output-{uuid.uuid4().hex[:8]}")]
         folder = next(b for a, b in zip(words, words[1:]) if a in ("--resume", "--output"))
-        return Command(Path(folder), words, environment)
+        return Command(Path(folder), words, environment, python)
 
     return start
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .datasets import Dataset
+from .errors import InputError
 from .job import Job
 from .networks import Network
 from .predictions import Predictions
@@ -55,7 +56,9 @@ class Classification(Job[Predictions]):
         self.class_names: list[str] = []
 
     def loaded(self, answer: dict[str, Any]) -> None:
-        """Learn the names of the classes."""
+        """Learn the names of the classes; InputError where there are no scores to be had."""
+        if self.scores and not answer["scores"]:
+            raise InputError(f"--scores: what {answer['host']} runs gives classes only")
         self.class_names = answer["classes"]
 
     def chunk_max(self, memory: int) -> int:

@@ -11,6 +11,7 @@ import overlays
 import overlays.classes
 import overlays.parameters
 import overlays.plain
+from distributed_pynq import datasets, networks
 
 CNV = "cnvW1A1", "cnvW1A2", "cnvW2A2"
 GOLDEN_CIFAR10 = {"cnvW1A1": 100, "cnvW1A2": 50, "cnvW2A2": 50}
@@ -49,6 +50,21 @@ def test_cifar10_as_on_the_real_runtime(classify, shared, network):
     assert round(np.mean(given[jpeg] == label[jpeg]), 3) == RIGHT_OF_JPEG_1500[network]
 
 
+def test_cifar10_through_finn_examples(classify, shared, monkeypatch):
+    monkeypatch.setenv("DISTRIBUTED_PYNQ_RUNTIME", "finn-examples")
+    monkeypatch.setenv("DISTRIBUTED_PYNQ_DATA", str(shared / "data"))
+    records = shared / "data" / "cifar10" / "test_first846.bin"
+    done = classify(records, "--network", "cnvW1A2")
+    assert done.code == 0, done.printed
+    assert (done.summary["classified"], done.summary["retries"]) == (846, 0)
+    root = networks.parameter_root("cifar10", networks.NETWORKS["cnvW1A2"])
+    overlay = overlays.load(root / "cifar10" / "cnvW1A2")
+    scores = overlay.scores(np.fromfile(records, np.uint8).reshape(-1, 3073))
+    assert np.array_equal(done.columns("class")[0], scores[:, :10].argmax(axis=1))
+    refused = classify(records, "--network", "cnvW1A2", "--scores")
+    assert refused.code == 2 and "gives classes only" in refused.printed
+
+
 @pytest.mark.parametrize(("network", "right"), [("lfcW1A1", 9_840), ("lfcW1A2", 9_849)])
 def test_mnist_as_published(classify, shared, network, right):
     done = classify("mnist", "--network", network, DISTRIBUTED_PYNQ_DATA=str(shared / "data"))
@@ -71,8 +87,6 @@ def test_pictures_have_no_labels(classify, tmp_path):
 
 
 def test_every_network_gives_the_plain_path_its_classes(classify):
-    from distributed_pynq import datasets, networks
-
     for network in networks.NETWORKS.values():
         done = classify("digits", "--network", network.name, "--boards", 3)
         assert done.code == 0, done.printed

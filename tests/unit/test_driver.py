@@ -38,6 +38,8 @@ def sets(tmp_path_factory):
     for network in CNV + LFC:
         parameter_sets.write(root, "noise", network)
     parameter_sets.write(root, "other", "lfcW1A1", seed=1, classes=3)
+    for network in CNV:
+        parameter_sets.write(root, "cifar10", network, seed=2)
     return root
 
 
@@ -201,6 +203,62 @@ def test_agrees_with_the_runtime_of_bnn(start, shared, tmp_path, network, params
         np.testing.assert_array_equal(driver.result(), expected)
 
 
+@pytest.mark.parametrize("network", CNV)
+def test_classifies_with_finn_examples(start, sets, network):
+    driver = start(DISTRIBUTED_PYNQ_RUNTIME="finn-examples", BOARD="Pynq-Z2")
+    assert driver.answer()["board"] == "Pynq-Z2"
+    loaded = driver.load(network, "cifar10")
+    assert (loaded["classes"][4], len(loaded["classes"]), loaded["scores"]) == ("Deer", 10, False)
+    images = records(24)
+    scores = plain.Overlay(read(sets / "cifar10" / network)).scores(images)
+    # The batch is made, fits, is filled up, grows and shrinks.
+    for first, last in [(0, 20), (4, 24), (5, 24), (0, 24), (23, 24)]:
+        answer = driver.ask(driver.request(images[first:last].tobytes(), last - first))
+        assert answer["ok"] and answer["seconds"] > 0
+        expected = scores[first:last, :10].argmax(axis=1)
+        np.testing.assert_array_equal(driver.result(), expected)
+
+
+def test_refuses_what_finn_examples_lacks(start):
+    driver = start(DISTRIBUTED_PYNQ_RUNTIME="finn-examples")
+    driver.answer()
+    there = ", ".join(CNV)
+    bad_loads = [
+        (("lfcW1A1", "noise"), f"ValueError: field 'network': no 'lfcW1A1' here, only {there}"),
+        (("cnvW1A1", "noise"), "ValueError: field 'params': no 'noise' for cnvW1A1, only cifar10"),
+    ]
+    for load, message in bad_loads:
+        answer = driver.load(*load)
+        assert not answer["ok"] and answer["error"].startswith(message), answer
+    assert driver.load("cnvW1A1", "cifar10")["ok"]
+    answer = driver.ask(driver.request(records(1).tobytes(), 1, scores=True))
+    assert answer == {"ok": False, "error": "ValueError: field 'scores': cnvW1A1 has none here"}
+    assert driver.ask(driver.request(records(1).tobytes(), 1))["ok"]
+
+
+def test_finds_the_runtime_that_is_installed(start, tmp_path):
+    path = tmp_path / "modules"
+    path.mkdir()
+
+    def load(*modules, **env):
+        for module in modules:
+            (path / module).symlink_to(STANDIN / module)
+        driver = start(PYTHONPATH=str(path), **env)
+        driver.answer()
+        answer = driver.load("cnvW1A1", "cifar10")
+        driver.process.kill()
+        driver.wait()
+        return answer
+
+    neither = "ValueError: no runtime is installed here, neither of bnn-pynq, finn-examples"
+    assert load("pynq", "overlays")["error"] == neither
+    assert load("finn_examples")["scores"] is False
+    assert load("bnn")["scores"] is True
+    assert load(DISTRIBUTED_PYNQ_RUNTIME="finn-examples")["scores"] is False
+    unknown = "ValueError: DISTRIBUTED_PYNQ_RUNTIME='finn': expected one of bnn-pynq, finn-examples"
+    assert load(DISTRIBUTED_PYNQ_RUNTIME="finn")["error"] == unknown
+
+
 def test_loads_once(driver):
     first = driver.load()
     again = driver.load()
@@ -268,7 +326,7 @@ def test_bad_requests_get_an_error_line(driver):
         ({**run, "records": "1"}, "ValueError: field 'records': int expected, not \"1\""),
         ({**run, "input": str(missing)}, f"FileNotFoundError: {absent}: '{missing}'"),
         ({**run, "output": f"{missing}/out"}, f"FileNotFoundError: {absent}: '{missing}/out'"),
-        ({**run, "scores": True}, "ValueError: field 'scores': lfcW1A1 has none"),
+        ({**run, "scores": True}, "ValueError: field 'scores': lfcW1A1 has none here"),
         ({**run, "limit": 3}, "ValueError: field 'limit': unknown"),
         ({"do": "run", "input": run["input"]}, "ValueError: field 'output' is missing"),
     ]

@@ -1,4 +1,4 @@
-"""The doubles of bnn and pynq, each in a process of its own, as they are on a board."""
+"""The doubles of bnn, finn_examples and pynq in processes of their own, as they are on a board."""
 
 import importlib.util
 import json
@@ -34,6 +34,7 @@ def sets(tmp_path_factory):
     parameter_sets.write(root, "noise", "cnvW2A2", classes=CLASSES)
     parameter_sets.write(root, "noise", "lfcW1A1", classes=CLASSES)
     parameter_sets.write(root, "other", "lfcW1A1", seed=1, classes=CLASSES)
+    parameter_sets.write(root, "cifar10", "cnvW1A2")
     return root
 
 
@@ -305,6 +306,89 @@ def test_reads_the_board_at_import(board):
     assert "Board not supported" in board("", BOARD="ZCU104").stderr
     for name, platform in [("Pynq-Z2", "pynqZ1-Z2"), ("Ultra96", "ultra96")]:
         assert answers(board("answer(bnn.bnn.PLATFORM)", BOARD=name)) == [platform]
+
+
+FINN = """
+import numpy as np
+from finn_examples import models
+
+def error(function, *arguments, **named):
+    try:
+        function(*arguments, **named)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+"""
+
+
+def test_batches_of_finn_examples(board, sets, tmp_path):
+    images = colour(6)
+    scores = plain.Overlay(read(sets / "cifar10" / "cnvW1A2")).scores(images)
+    planes = images[:, 1:].reshape(6, 3, 32, 32)
+    np.save(tmp_path / "images.npy", planes.transpose(0, 2, 3, 1))
+    done = board(
+        FINN
+        + """
+a = models.cnv_w1a2_cifar10()
+images = np.load("images.npy")
+one = a.execute(images[:1])
+a.batch_size = 6
+many, floats = a.execute(images), a.execute([images.astype(np.float32)])
+answer(one, many, floats, str(many.dtype), a.ishape_normal(), a.oshape_normal(), [
+    error(a.execute, images[:5]),
+    error(a.execute, images.reshape(6, -1)),
+    error(a.execute, images + 0.5),
+    error(a.execute_on_buffers, batch_size=7),
+])
+""",
+        DISTRIBUTED_PYNQ_PARAMS="params",
+    )
+    one, many, floats, dtype, ishape, oshape, errors = answers(done)
+    expected = scores[:, :10].argmax(axis=1)[:, np.newaxis].tolist()
+    assert (one, many, floats, dtype) == (expected[:1], expected, expected, "uint8")
+    assert (ishape, oshape) == ([6, 32, 32, 3], [6, 1])
+    assert [error.partition(":")[0] for error in errors] == ["AssertionError"] * 4
+
+
+def test_throughput_of_finn_examples(board):
+    done = board(
+        FINN + "a = models.cnv_w1a2_cifar10()\na.batch_size = 5\nanswer(a.throughput_test())",
+        DISTRIBUTED_PYNQ_PARAMS="params",
+        DISTRIBUTED_PYNQ_STANDIN_RATE="100",
+    )
+    [figures] = answers(done)
+    assert figures["batch_size"] == 5 and figures["runtime[ms]"] > 49
+    assert figures["throughput[images/s]"] <= 101
+    assert figures["fclk[mhz]"] == 100
+
+
+def test_bitstreams_of_finn_examples(board):
+    done = board(
+        FINN
+        + """
+errors = []
+for name in ("Pynq-Z2", "ZCU104"):
+    os.environ["BOARD"] = name
+    errors.append(error(models.cnv_w1a2_cifar10))
+os.environ["BOARD"] = "Ultra96"
+errors.append(error(models.cnv_w1a2_cifar10, "Pynq-Z1"))
+errors.append(error(models.cnv_w1a2_cifar10, bitfile_path="nowhere/cnv-w1a2.bit"))
+errors.append(error(models.cnv_w2a2_cifar10))
+models.cnv_w1a2_cifar10()
+answer(errors, pynq.PL.bitfile_name)
+""",
+        DISTRIBUTED_PYNQ_PARAMS="params",
+    )
+    errors, loaded = answers(done)
+    assert [error.partition(" = ")[0] for error in errors] == [
+        "Exception: Platform not currently supported by FINN-Examples",
+        "Exception: Bitfile for model",
+        "AssertionError: ",
+        "OSError: Bitstream file nowhere/cnv-w1a2.bit does not exist.",
+        errors[4],
+    ]
+    assert errors[4].startswith("FileNotFoundError: ") and "cifar10/cnvW2A2" in errors[4]
+    assert loaded.endswith("bitfiles/bitfiles.zip.d/Ultra96/cnv-w1a2.bit")
 
 
 def test_overlays_of_pynq(board):

@@ -20,7 +20,7 @@ Answers are ``{"ok": true, ...}`` or ``{"ok": false, "error": "ValueError: ..."}
 goes on. It ends when its input ends or at SIGTERM, which waits for a call into C++ to return.
 """
 
-import importlib.util
+import importlib
 import inspect
 import json
 import os
@@ -28,10 +28,12 @@ import signal
 import sys
 import time
 import traceback
+import types
 
 import _device
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
+PACKAGE = "distributed_pynq_driver"
 
 
 class Driver:
@@ -82,12 +84,7 @@ def _find_job(name):
     )
     if name not in names:
         raise ValueError(f"field 'job': no {name!r} here, only {', '.join(names)}")
-    spec = importlib.util.spec_from_file_location(
-        "distributed_pynq_driver_" + name, os.path.join(FOLDER, name + ".py")
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.Job
+    return importlib.import_module(f"{PACKAGE}.{name}").Job
 
 
 def _arguments(function, request):
@@ -154,8 +151,11 @@ def _open_device():
 
 def main():
     """Answer requests until there are no more."""
-    # Python puts the folder of this file on the path, and its jobs might hide the board's modules.
+    # Python puts the folder of this file on the path, and its jobs might hide the board's modules:
+    # they are a package.
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != FOLDER]
+    sys.modules[PACKAGE] = types.ModuleType(PACKAGE)
+    sys.modules[PACKAGE].__path__ = [FOLDER]
     requests, answers = _claim_pipes()
     if sys.argv[1:2] == ["devices"]:
         found = _device.find(_import_pynq())

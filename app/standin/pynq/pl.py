@@ -83,7 +83,7 @@ class Overlay:
     Raises
     ------
     OSError
-        There is no such bitstream, which on a stand-in is a name without a file: stand-ins compute
+        There is no such bitstream. On a stand-in a name will do, without a file: stand-ins compute
         what it does.
     RuntimeError
         There is no device, or it is gone.
@@ -93,7 +93,8 @@ class Overlay:
         self.device = device or Device.active_device
         name = os.path.basename(bitfile_name)
         self._kernels = KERNELS.get(name, {})
-        if not self._kernels and name.split("-")[0] not in NETWORKS:
+        known = self._kernels or name.split("-")[0] in NETWORKS
+        if not known and not os.path.isfile(bitfile_name):
             raise OSError(f"Bitstream file {bitfile_name} does not exist.")
         self.bitfile_name = os.path.abspath(bitfile_name)
         if download:

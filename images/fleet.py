@@ -185,6 +185,8 @@ def inventory(boards: int, cards: int) -> str:
 [boards:vars]
 image={SUITE}
 board=Pynq-Z1
+# The double of BNN-PYNQ, whatever the image: finn-examples has no networks for our digits.
+runtime=bnn-pynq
 # What computes on a stand-in, in place of an FPGA, needs more memory than a driver does.
 memory_max=1G
 board_environment={{"NUMBA_NUM_THREADS": "1", "NUMBA_CACHE_DIR": "/dev/shm/numba"}}
@@ -220,7 +222,7 @@ servers
 [servers:vars]
 board=server
 devices={json.dumps(addresses)}
-requirements_bnn={{{{ bnn_source }}}}
+requirements_runtime_source={{{{ bnn_source }}}}
 board_environment={json.dumps(environment)}
 
 """

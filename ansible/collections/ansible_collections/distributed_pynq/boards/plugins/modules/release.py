@@ -8,6 +8,7 @@ import shutil
 import sys
 import tarfile
 import tempfile
+import zipfile
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -17,7 +18,7 @@ module: release
 short_description: Collect what a machine without internet needs into one archive
 description:
   - Runs on the control machine. The archive holds a wheelhouse with hashes and, for boards, the
-    parameter sets and BNN-PYNQ's source.
+    parameter sets and the source of the runtime, BNN-PYNQ or finn-examples.
   - The archive's name says what went into it. One that is there already is not collected again.
 options:
   folder:
@@ -53,14 +54,20 @@ options:
     type: list
     elements: path
     default: []
-  bnn:
-    description: BNN-PYNQ's source, as a local archive or a git URL; nothing leaves it out.
+  runtime:
+    description: The runtime's source, as a local archive or a git URL; nothing leaves it out.
     type: str
     default: ""
-  bnn_version:
-    description: Commit to take where O(bnn) is a git URL.
+  runtime_version:
+    description: Commit to take where O(runtime) is a git URL.
     type: str
     default: HEAD
+  bitfiles:
+    description:
+      - Folder of the archives that C(bitfiles.zip.link) in the source of finn-examples names, as
+        C(Pynq-Z1.zip); their MD5 sums must be those in there. Its setup would download them.
+    type: path
+    default: ""
 author:
   - Distributed PYNQ
 """
@@ -86,8 +93,8 @@ path:
   description: The archive.
   returned: success
   type: path
-bnn:
-  description: What identifies BNN-PYNQ's source, or nothing.
+runtime:
+  description: What identifies the runtime's source, or nothing.
   returned: success
   type: str
 distributed:
@@ -191,21 +198,65 @@ class Collector:
                 with tarfile.open(path) as archive:
                     archive.extractall(target, filter="data")
 
-    def bnn(self):
-        """Fetch BNN-PYNQ's source as bnn.tar.gz."""
-        source = self.asked["bnn"]
+    def runtime(self):
+        """Fetch the runtime's source as runtime.tar.gz, with all that its setup would download."""
+        source = self.asked["runtime"]
         if not source:
             return
-        target = self.folder / "bnn.tar.gz"
+        target = self.folder / "runtime.tar.gz"
         if Path(source).is_file():
             shutil.copy(source, target)
-            return
-        with tempfile.TemporaryDirectory() as scratch:
-            self.run("git", "clone", "--quiet", "--no-checkout", source, scratch)
-            self.run(
-                *("git", "-C", scratch, "archive", "--format=tar.gz", "--prefix=bnn-pynq/"),
-                *("--output", str(target), self.asked["bnn_version"]),
-            )
+        else:
+            with tempfile.TemporaryDirectory() as scratch:
+                self.run("git", "clone", "--quiet", "--no-checkout", source, scratch)
+                self.run(
+                    *("git", "-C", scratch, "archive", "--format=tar.gz", "--prefix=runtime/"),
+                    *("--output", str(target), self.asked["runtime_version"]),
+                )
+        with tarfile.open(target) as tar:
+            links = [name for name in tar.getnames() if name.endswith("/bitfiles.zip.link")]
+            if links:
+                linked = json.load(tar.extractfile(links[0]))
+                self.carry_bitfiles(target, links[0], linked)
+
+    def carry_bitfiles(self, source, link, linked):
+        """Put bitfiles into a source in place of a link {platform: {"url": ..., "md5sum": ...}}.
+
+        For LINK.link the setup of finn-examples unpacks to LINK.d/PLATFORM what it downloads.
+        """
+        folder = Path(self.asked["bitfiles"] or "none given")
+        archives = sorted(folder.glob("*.zip"))
+        if not archives:
+            wanted = ", ".join("{}.zip ({})".format(*pair) for pair in _urls(linked))
+            self.module.fail_json(msg=f"bitfiles: {folder}: no archives, expected some of {wanted}")
+        changed = source.with_suffix(".changed")
+        with tarfile.open(source) as old, tarfile.open(changed, "w:gz") as new:
+            for member in old:
+                if not member.name.endswith(".link"):
+                    new.addfile(member, old.extractfile(member) if member.isfile() else None)
+            for archive in archives:
+                self.check(archive, linked)
+                with zipfile.ZipFile(archive) as bitfiles:
+                    for bitfile in filter(lambda info: not info.is_dir(), bitfiles.infolist()):
+                        name = link[: -len(".link")] + ".d/" + archive.stem
+                        member = tarfile.TarInfo(f"{name}/{bitfile.filename}")
+                        member.size = bitfile.file_size
+                        new.addfile(member, bitfiles.open(bitfile))
+        os.replace(changed, source)
+
+    def check(self, archive, linked):
+        """Fail unless an archive of bitfiles is the one that the source names."""
+        expected = linked.get(archive.stem, {}).get("md5sum")
+        if expected is None:
+            self.module.fail_json(msg=f"{archive}: expected one of {', '.join(sorted(linked))}")
+        found = hashlib.md5(archive.read_bytes()).hexdigest()
+        if found != expected:
+            self.module.fail_json(msg=f"{archive}: its MD5 sum is {found}, expected {expected}")
+
+
+def _urls(linked):
+    """Platforms of a link, and where their archives are."""
+    return sorted((platform, place["url"]) for platform, place in linked.items())
 
 
 def main():
@@ -220,8 +271,9 @@ def main():
             "glibc": {"type": "str", "required": True},
             "files": {"type": "dict", "default": {}},
             "parameters": {"type": "list", "elements": "path", "default": []},
-            "bnn": {"type": "str", "default": ""},
-            "bnn_version": {"type": "str", "default": "HEAD"},
+            "runtime": {"type": "str", "default": ""},
+            "runtime_version": {"type": "str", "default": "HEAD"},
+            "bitfiles": {"type": "path", "default": ""},
         },
         supports_check_mode=False,
     )
@@ -232,12 +284,14 @@ def main():
         if not path.exists():
             module.fail_json(msg=f"{path}: no such file")
     package = Path(asked["package"])
-    bnn = asked["bnn"] and "{}@{}".format(asked["bnn"], asked["bnn_version"])
-    if asked["bnn"] and "://" not in asked["bnn"]:
-        if not Path(asked["bnn"]).is_file():
-            module.fail_json(msg="{}: no such archive of BNN-PYNQ".format(asked["bnn"]))
-        bnn = digest([Path(asked["bnn"])])
-    parts = [asked["python"], asked["machine"], asked["glibc"], bnn]
+    runtime = asked["runtime"] and "{}@{}".format(asked["runtime"], asked["runtime_version"])
+    if asked["runtime"] and "://" not in asked["runtime"]:
+        if not Path(asked["runtime"]).is_file():
+            module.fail_json(msg="{}: no such archive of the runtime".format(asked["runtime"]))
+        runtime = digest([Path(asked["runtime"])])
+    if asked["bitfiles"]:
+        runtime += "+" + digest(files_under(Path(asked["bitfiles"])))
+    parts = [asked["python"], asked["machine"], asked["glibc"], runtime]
     parts.append(digest([*paths, *sources(package)]))
     version = re.search(
         r'__version__ = "(.+?)"', (package / "distributed_pynq/__init__.py").read_text()
@@ -255,7 +309,7 @@ def main():
             collector.wheels()
             collector.files()
             collector.parameters()
-            collector.bnn()
+            collector.runtime()
             part = Path(scratch, "archive")
             with tarfile.open(part, "w") as tar:
                 tar.add(collected, name)
@@ -265,7 +319,7 @@ def main():
         changed=changed,
         name=name,
         path=str(archive),
-        bnn=bnn,
+        runtime=runtime,
         distributed=pinned.group(1) if pinned else "",
     )
 

@@ -1,0 +1,129 @@
+"""What a release carries of finn-examples: collected, and installed as a board does, offline."""
+
+import hashlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+STANDIN = ROOT / "app" / "standin"
+MODULE = ROOT / "ansible/collections/ansible_collections/distributed_pynq/boards/plugins/modules"
+BITFILES = "finn_examples/bitfiles/bitfiles.zip"
+SETUP = """\
+from setuptools import find_packages, setup
+
+setup(name="finn_examples", version="0.0.7", packages=find_packages(), include_package_data=True)
+"""
+
+
+@pytest.fixture
+def bitfiles(tmp_path: Path) -> Path:
+    """Archives of the stand-ins' bitfiles, as the real ones lie at GitHub."""
+    folder = tmp_path / "bitfiles"
+    folder.mkdir()
+    for platform in (STANDIN / f"{BITFILES}.d").iterdir():
+        with zipfile.ZipFile(folder / f"{platform.name}.zip", "w") as archive:
+            for file in platform.iterdir():
+                archive.write(file, file.name)
+    return folder
+
+
+@pytest.fixture
+def source(tmp_path: Path, bitfiles: Path) -> Path:
+    """The source of finn-examples as the real one is: with a link in place of bitfiles."""
+    linked = {
+        archive.stem: {
+            "url": f"https://example.org/{archive.name}",
+            "md5sum": hashlib.md5(archive.read_bytes()).hexdigest(),
+        }
+        for archive in bitfiles.iterdir()
+    }
+    texts = {
+        "setup.py": SETUP,
+        "MANIFEST.in": "graft finn_examples\n",
+        f"{BITFILES}.link": json.dumps(linked),
+    }
+    texts.update(
+        (f"finn_examples/{module.name}", module.read_text())
+        for module in (STANDIN / "finn_examples").glob("*.py")
+    )
+    path = tmp_path / "finn-examples.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        for name, text in texts.items():
+            member = tarfile.TarInfo(f"finn-examples/{name}")
+            member.size = len(text.encode())
+            tar.addfile(member, io.BytesIO(text.encode()))
+    return path
+
+
+@pytest.fixture
+def collect(tmp_path: Path):
+    """Run the module as Ansible does, for one small wheel and a runtime."""
+    lock = (ROOT / "app/requirements/test.lock").read_text()
+    (tmp_path / "lock").write_text(re.search(r"^iniconfig==.*?\n(?=\w)", lock, re.M | re.S).group())
+
+    def collect(**options: str) -> dict:
+        options = {
+            "folder": str(tmp_path / "releases"),
+            "package": str(ROOT / "app"),
+            "lock": str(tmp_path / "lock"),
+            "python": "3.10",
+            "machine": "armv7l",
+            "glibc": "2.35",
+            "files": {"install": str(ROOT / "ansible/roles/requirements/files/install")},
+            **options,
+        }
+        done = subprocess.run(
+            [sys.executable, MODULE / "release.py"],
+            input=json.dumps({"ANSIBLE_MODULE_ARGS": options}),
+            capture_output=True,
+            text=True,
+        )
+        return json.loads(done.stdout)
+
+    return collect
+
+
+def test_finn_examples_is_installed_offline(tmp_path, source, bitfiles, collect):
+    collected = collect(runtime=str(source), bitfiles=str(bitfiles))
+    assert collected["changed"], collected
+    assert not collect(runtime=str(source), bitfiles=str(bitfiles))["changed"]
+    with tarfile.open(collected["path"]) as tar:
+        tar.extractall(tmp_path / "board", filter="data")
+    release = tmp_path / "board" / collected["name"]
+    # The worker's environment is there already; the interpreter that owns pynq is another one.
+    (release / "venv").mkdir()
+    (release / "venv" / "installed").touch()
+    python = tmp_path / "pynq" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "pynq"], check=True)
+    uv = Path(sys.executable).with_name("uv")
+    subprocess.run([uv, "pip", "install", "-q", "--python", python, "setuptools>=77"], check=True)
+    (tmp_path / "board.env").write_text("BOARD=Pynq-Z1\n")
+    arguments = [tmp_path / "board.env", python, tmp_path / "state", collected["runtime"]]
+    subprocess.run([release / "install", *arguments], check=True)
+    assert (tmp_path / "state" / "runtime").read_text().strip() == collected["runtime"]
+    site = next((tmp_path / "pynq").glob("lib/python*/site-packages"))
+    for platform in (STANDIN / f"{BITFILES}.d").iterdir():
+        for file in platform.iterdir():
+            installed = site / f"{BITFILES}.d" / platform.name / file.name
+            assert installed.read_bytes() == file.read_bytes()
+    assert not list(site.rglob("*.link"))
+
+
+def test_bitfiles_are_checked_on_the_control_machine(source, bitfiles, collect):
+    told = collect(runtime=str(source))["msg"]
+    assert "no archives, expected some of Pynq-Z1.zip (https://example.org/Pynq-Z1.zip)" in told
+    os.rename(bitfiles / "Ultra96.zip", bitfiles / "Ultra97.zip")
+    told = collect(runtime=str(source), bitfiles=str(bitfiles))["msg"]
+    assert told == f"{bitfiles / 'Ultra97.zip'}: expected one of Pynq-Z1, Ultra96"
+    (bitfiles / "Ultra97.zip").rename(bitfiles / "Pynq-Z1.zip")
+    told = collect(runtime=str(source), bitfiles=str(bitfiles))["msg"]
+    assert f"{bitfiles / 'Pynq-Z1.zip'}: its MD5 sum is " in told

@@ -231,6 +231,8 @@ def use_engine_settings() -> None:
     logging.getLogger("asyncio").addFilter(_is_news)
     # Packages that boards do not have are none of a job's.
     warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)
+    # Until 2023 Dask warned of every task with more than 1 MB, which ours have on purpose.
+    warnings.filterwarnings("ignore", "Large object of size", UserWarning)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

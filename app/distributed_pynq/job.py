@@ -31,6 +31,7 @@ from urllib.parse import urlsplit
 import dask.config
 import distributed
 import yaml
+from distributed.versions import VersionMismatchWarning
 
 from . import __version__
 from . import worker as task
@@ -230,7 +231,7 @@ def use_engine_settings() -> None:
     logging.getLogger("distributed").setLevel(logging.ERROR)
     logging.getLogger("asyncio").addFilter(_is_news)
     # Packages that boards do not have are none of a job's.
-    warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)
+    warnings.simplefilter("ignore", VersionMismatchWarning)
     # Until 2023 Dask warned of every task with more than 1 MB, which ours have on purpose.
     warnings.filterwarnings("ignore", "Large object of size", UserWarning)
 

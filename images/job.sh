@@ -1,5 +1,5 @@
 #!/bin/bash
-# Runs distributed-pynq as a user of a deployed cluster, in the image that its scheduler runs.
+# Runs distributed-pynq as a user of a deployed cluster, in the image that was built beside its scheduler's.
 # usage: job.sh INVENTORY COMMAND ARGUMENT...
 # The container sees this repository, the current folder, $DISTRIBUTED_PYNQ_DATA and the files among
 # the arguments, each where it is.
@@ -12,7 +12,7 @@ if ! [ -e "$settings/tls.yaml" ]; then
     echo "$deployment is not deployed yet: make deploy" >&2
     exit 4
 fi
-if ! image=$(docker inspect --format '{{.Config.Image}}' distributed-pynq-scheduler 2>/dev/null); then
+if ! image=$(docker inspect --format '{{index .Config.Labels "distributed-pynq.job"}}' distributed-pynq-scheduler 2>/dev/null); then
     echo "no scheduler runs in a container of this machine: make deploy" >&2
     exit 4
 fi

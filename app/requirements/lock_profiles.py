@@ -1,43 +1,74 @@
-"""Lock the requirements of each profile: of its boards, and of the image of its scheduler and jobs.
+"""Lock what the profiles of ansible/group_vars/all/profiles.yml need, and delete other such locks.
 
-Reads ansible/group_vars/all/profiles.yml, writes board-PROFILE.lock and job-PROFILE.lock.
+board-PYTHON-DISTRIBUTED.lock  a worker on a board, and the scheduler
+job-DISTRIBUTED.lock           the host's side of our package, where a job runs
+standin-PYTHON.lock            what a stand-in board has of its own
 """
 
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 
 HERE = Path(__file__).resolve().parent
 APP = HERE.parent
-PROFILES = APP.parent / "ansible" / "group_vars" / "all" / "profiles.yml"
+FACTS = APP.parent / "ansible" / "group_vars" / "all" / "profiles.yml"
+
+# What the programs of an old distributed need and it does not ask for.
+COMPANIONS = {"2021.3.0": ["click<8"]}
+# What the doubles of a board's own modules import, and what a board installs bnn with.
+STANDIN = ("cffi", "numba", "numpy", "pillow", "pip", "setuptools", "wheel")
 
 
-def lock(target: Path, profile: dict[str, str], *sources: str) -> None:
-    """Resolve sources and the profile's version of distributed for its version of Python."""
+def lock(target: str, python: str, *requirements: str, extra: str = "") -> Path:
+    """Resolve requirements, and an extra of our package, for a version of Python."""
+    sources = ["pyproject.toml", "--extra", extra] if extra else []
     with tempfile.NamedTemporaryFile("w", suffix=".in") as wanted:
-        wanted.write(f"distributed=={profile['distributed']}\n")
+        wanted.write("\n".join(requirements))
         wanted.flush()
         subprocess.run(
             [
                 *(str(Path(sys.executable).with_name("uv")), "pip", "compile", "--quiet"),
-                *("--upgrade", "--generate-hashes", "--python-version", profile["python"]),
+                *("--upgrade", "--generate-hashes", "--python-version", python),
                 *("--no-header", "--no-annotate", "--no-emit-index-url"),
-                *(*sources, wanted.name, "--output-file", str(target)),
+                *(*sources, wanted.name, "--output-file", str(HERE / target)),
             ],
             cwd=APP,
             check=True,
             stdout=subprocess.DEVNULL,
         )
+    return HERE / target
+
+
+def locks() -> Iterator[Path]:
+    """Make every lock once, however many profiles share it."""
+    facts = yaml.safe_load(FACTS.read_text())
+    profiles = facts["profiles"].values()
+    for python, version in sorted({(p["python"], p["distributed"]) for p in profiles}):
+        # pip: that of a board may know neither the wheels nor the options that are needed.
+        wanted = [
+            f"distributed=={version}",
+            f"dask=={version}",
+            "pip",
+            *COMPANIONS.get(version, ()),
+        ]
+        yield lock(f"board-{python}-{version}.lock", python, *wanted)
+    for version in sorted({p["distributed"] for p in profiles}):
+        wanted = [f"distributed=={version}", f"dask=={version}", "pip"]
+        yield lock(f"job-{version}.lock", facts["job_image"]["python"], *wanted, extra="host")
+    for python in sorted({p["python"] for p in profiles}):
+        yield lock(f"standin-{python}.lock", python, *STANDIN)
 
 
 def main() -> None:
     """Lock all profiles."""
-    for name, profile in yaml.safe_load(PROFILES.read_text())["profiles"].items():
-        lock(HERE / f"board-{name}.lock", profile)
-        lock(HERE / f"job-{name}.lock", profile, "pyproject.toml", "--extra", "host")
+    kept = set(locks())
+    for kind in ("board", "job", "standin"):
+        for path in set(HERE.glob(f"{kind}-*.lock")) - kept:
+            path.unlink()
 
 
 if __name__ == "__main__":

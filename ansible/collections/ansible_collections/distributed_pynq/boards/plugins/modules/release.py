@@ -77,10 +77,10 @@ EXAMPLES = r"""
   distributed_pynq.boards.release:
     folder: .deploy/inventory/releases
     package: app
-    lock: app/requirements/board-bookworm.lock
-    python: "3.11"
-    machine: x86_64
-    glibc: "2.36"
+    lock: app/requirements/board-3.6-2021.3.0.lock
+    python: "3.6"
+    machine: armv7l
+    glibc: "2.27"
   delegate_to: localhost
 """
 
@@ -140,6 +140,11 @@ def digest(paths):
     return total.hexdigest()
 
 
+def hashed(wheel):
+    """The hash of a file, as a requirement states it."""
+    return f" --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}"
+
+
 class Collector:
     """Fills a folder with what goes into the archive."""
 
@@ -157,12 +162,14 @@ class Collector:
         return printed
 
     def wheels(self):
-        """Download the locked wheels and build our own; requirements.txt names all with hashes."""
+        """Download the locked wheels, build those that are only to be had as (pure) source, and our
+        own; requirements.txt names all with hashes.
+        """
         wheels = self.folder / "wheels"
         pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
         tags = platforms(self.asked["machine"], self.asked["glibc"])
         self.run(
-            *(*pip, "download", "--dest", str(wheels), "--no-deps", "--only-binary=:all:"),
+            *(*pip, "download", "--dest", str(wheels), "--no-deps"),
             *("--require-hashes", "--requirement", self.asked["lock"]),
             *("--python-version", self.asked["python"]),
             *(option for tag in tags for option in ("--platform", tag)),
@@ -174,14 +181,19 @@ class Collector:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, target)
             self.run(*pip, "wheel", "--wheel-dir", str(wheels), "--no-deps", scratch)
+        requirements = Path(self.asked["lock"]).read_text()
+        for source in wheels.glob("*.tar.gz"):
+            self.run(*pip, "wheel", "--wheel-dir", str(wheels), "--no-deps", str(source))
+            name, version = source.name[: -len(".tar.gz")].rsplit("-", 1)
+            built = next(wheels.glob(f"{name}-{version}-*.whl"))
+            if not built.stem.endswith("-none-any"):
+                self.module.fail_json(msg=f"{source.name}: no wheel for {self.asked['machine']}")
+            source.unlink()
+            pinned = f"{name}=={version}"
+            requirements = requirements.replace(pinned, pinned + hashed(built), 1)
         own = next(wheels.glob("distributed_pynq-*.whl"))
-        lines = [
-            Path(self.asked["lock"]).read_text().rstrip(),
-            "distributed-pynq=={} --hash=sha256:{}".format(
-                own.name.split("-")[1], hashlib.sha256(own.read_bytes()).hexdigest()
-            ),
-        ]
-        (self.folder / "requirements.txt").write_text("\n".join(lines) + "\n")
+        requirements += f"distributed-pynq=={own.name.split('-')[1]}{hashed(own)}\n"
+        (self.folder / "requirements.txt").write_text(requirements)
 
     def files(self):
         """Copy single files."""

@@ -29,11 +29,11 @@ endif
 
 ##@ Fleet
 .PHONY: fleet fleet-down deploy check status reset
-fleet: ## Start BOARDS stand-in boards, and a server with CARDS, in containers; write inventory.fleet.ini
-	$(PYTHON) images/fleet.py up --boards $(BOARDS) --cards $(CARDS)
+fleet: $(VENV)/deploy ## Start BOARDS stand-in boards with IMAGE (2.5, 2.7, 3.0 ...), and a server with CARDS, in containers; write inventory.fleet.ini
+	$(BIN)/python images/fleet.py up --boards $(BOARDS) --cards $(CARDS) $(addprefix --image ,$(IMAGE))
 
-fleet-down: ## Remove them
-	$(PYTHON) images/fleet.py down
+fleet-down: $(VENV)/deploy ## Remove them
+	$(BIN)/python images/fleet.py down
 
 PLAYBOOK = cd ansible && ../$(BIN)/ansible-playbook -i $(abspath $(INVENTORY))
 
@@ -57,6 +57,10 @@ inventory:
 .PHONY: test lint notebooks lock
 test: $(VENV)/test ## Run everything this machine can run; name what is left out, and why
 	$(BIN)/python -m pytest tests -rs $(ARGS)
+
+.PHONY: test-images
+test-images: $(VENV)/test ## Deploy to stand-ins with the PYNQ images that test leaves out
+	FLEET_IMAGES="2.6 2.7 3.1" $(BIN)/python -m pytest tests/fleet/test_images.py $(ARGS)
 
 lint: $(VENV)/test ## Check style and types
 	$(BIN)/ruff check .

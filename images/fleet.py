@@ -1,6 +1,6 @@
 """Stand-in boards in containers: factory-fresh, on a network of their own, with an inventory.
 
-usage: fleet.py up [--boards N] [--cards N] | down
+usage: fleet.py up [--boards N] [--cards N] [--image 3.0] | down
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 import io
 import json
 import os
+import platform
 import shutil
 import socket
 import subprocess
@@ -17,14 +18,19 @@ import tarfile
 import time
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 INVENTORY = ROOT / "inventory.fleet.ini"
 STATE = ROOT / ".fleet"
 DEPLOYMENT = ROOT / ".deploy" / INVENTORY.stem
 
-SUITE = "bookworm"
-BASE_IMAGE = f"distributed-pynq/board-base:{SUITE}"
-IMAGE = f"distributed-pynq/board:{SUITE}"
+PLUGINS = ROOT / "ansible/collections/ansible_collections/distributed_pynq/boards/plugins"
+sys.path.insert(0, str(PLUGINS / "modules"))
+import release  # noqa: E402
+
+PROFILES = yaml.safe_load((ROOT / "ansible/group_vars/all/profiles.yml").read_text())["profiles"]
+IMAGE = "3.0"
 LABEL = "distributed-pynq.fleet"
 NETWORK = "distributed-pynq-fleet"
 SUBNET = "192.168.2.0/24"
@@ -62,26 +68,26 @@ def docker(*arguments: str, stdin: bytes | None = None) -> str:
     return printed.decode().strip()
 
 
-def up(boards: int, cards: int = 0) -> None:
-    """Start a fresh fleet and write its inventory, in place of the fleet there is.
+def up(boards: int, cards: int = 0, image: str = IMAGE) -> None:
+    """Start a fresh fleet of a PYNQ image and write its inventory, in place of the fleet there is.
 
     With cards there is a server with so many beside the boards.
 
     Raises SystemExit where there is no Docker engine or a board does not boot.
     """
     down()
-    build_image()
+    build_image(image)
     docker("network", "create", "--internal", "--subnet", SUBNET, "--gateway", HOST, NETWORK)
     machines = {name(n): (bootstrap_address(n), "Pynq-Z1") for n in range(1, boards + 1)}
     if cards:
         machines[SERVER] = SERVER_ADDRESS, "server"
     for machine, (address, kind) in machines.items():
-        start(machine, address, kind)
+        start(machine, address, kind, image)
     for machine, (address, _) in machines.items():
         await_ssh(machine, address)
     pack_bnn(STATE / "bnn-pynq.tar.gz")
-    INVENTORY.write_text(inventory(boards, cards))
-    print(f"{', '.join(machines)}: up, see {INVENTORY.name}")
+    INVENTORY.write_text(inventory(boards, cards, image))
+    print(f"{', '.join(machines)}: up with image {image}, see {INVENTORY.name}")
 
 
 def down() -> None:
@@ -113,30 +119,73 @@ def card_address(number: int) -> str:
     return f"0000:{number:02x}:00.0"
 
 
-def build_image() -> None:
-    """Build the stand-in image, or find it built."""
+def tag(image: str) -> str:
+    """Name of the stand-in's container image."""
+    return f"distributed-pynq/board:{image}"
+
+
+def build_image(image: str) -> None:
+    """Build the container image of a PYNQ image's stand-in, or find it built."""
+    profile = PROFILES[image]
+    python, ubuntu = profile["python"], profile["ubuntu"]
+    base = f"distributed-pynq/board-base:{ubuntu}"
+    registry = os.environ.get("BOARD_BASE", f"ubuntu:{ubuntu}")
     packages = (ROOT / "images/board/packages").read_text().split()
-    base = os.environ.get("BOARD_BASE", f"debian:{SUITE}-slim")
-    subprocess.run([str(ROOT / "images/base.sh"), BASE_IMAGE, SUITE, base, *packages], check=True)
+    script = ROOT / "images/base.sh"
+    subprocess.run([script, base, registry, python, "/usr", *packages], check=True)
+    lock = ROOT / f"app/requirements/standin-{python}.lock"
     context = io.BytesIO()
     with tarfile.open(fileobj=context, mode="w") as tar:
         for folder in ("images/board", "app/standin"):
             tar.add(ROOT / folder, folder, filter=_source)
+        tar.add(lock, "requirements.txt", filter=_source)
+        tar.add(wheels(lock, profile), "wheels", filter=_source)
+    owner = Path(profile["pynq_python"]).parents[1]
+    arguments = {
+        "BASE": base,
+        "UBUNTU": ubuntu,
+        "PYTHON": python,
+        "PYNQ_PYTHON": profile["pynq_python"],
+        "SITE": f"/usr/local/lib/python{python}/dist-packages"
+        if owner == Path("/usr")
+        else f"{owner}/lib/python{python}/site-packages",
+    }
     docker(
-        *("build", "--quiet", "--build-arg", f"BASE={BASE_IMAGE}", "--tag", IMAGE),
-        *("--file", "images/board/Dockerfile", "-"),
+        *("build", "--quiet", "--tag", tag(image), "--file", "images/board/Dockerfile"),
+        *(f"--build-arg={name}={value}" for name, value in arguments.items()),
+        "-",
         stdin=context.getvalue(),
     )
 
 
-def start(machine: str, address: str, kind: str) -> None:
+def wheels(lock: Path, profile: dict[str, str]) -> Path:
+    """Folder with the wheels of a lock, downloaded once."""
+    folder = STATE / lock.stem
+    if not (folder / lock.name).is_file() or (folder / lock.name).read_text() != lock.read_text():
+        shutil.rmtree(folder, ignore_errors=True)
+        tags = release.platforms(platform.machine(), profile["glibc"])
+        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        subprocess.run(
+            [
+                *(*pip, "download", "--dest", folder, "--no-deps", "--only-binary=:all:"),
+                *("--require-hashes", "--requirement", lock),
+                *("--python-version", profile["python"]),
+                *(f"--platform={tag}" for tag in tags),
+            ],
+            check=True,
+        )
+        shutil.copy(lock, folder)
+    return folder
+
+
+def start(machine: str, address: str, kind: str, image: str) -> None:
     """Start the container of a board or server."""
     docker(
         *("run", "--detach", "--name", f"{NETWORK}-{machine}", "--label", LABEL),
         *("--network", NETWORK, "--ip", address, "--env", f"STANDIN_BOARD={kind}"),
         *SYSTEMD,
         *CGROUPS[docker("info", "--format", "{{.CgroupVersion}}")],
-        IMAGE,
+        tag(image),
     )
 
 
@@ -171,7 +220,7 @@ def pack_bnn(archive: Path) -> None:
                     tar.addfile(member, content)
 
 
-def inventory(boards: int, cards: int) -> str:
+def inventory(boards: int, cards: int, image: str) -> str:
     """The inventory of a fleet, as inventory.example.ini explains it."""
     rows = "\n".join(
         f"{name(n)} ansible_host={bootstrap_address(n)} address=192.168.2.{10 + n}"
@@ -183,7 +232,7 @@ def inventory(boards: int, cards: int) -> str:
 {rows}
 
 [boards:vars]
-image={SUITE}
+image={image}
 board=Pynq-Z1
 # The double of BNN-PYNQ, whatever the image: finn-examples has no networks for our digits.
 runtime=bnn-pynq
@@ -244,15 +293,19 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    start = commands.add_parser("up")
-    start.add_argument("--boards", type=int, default=3)
-    start.add_argument("--cards", type=int, default=0, help="of a server beside them")
+    starting = commands.add_parser("up")
+    starting.add_argument("--boards", type=int, default=3)
+    starting.add_argument("--cards", type=int, default=0, help="of a server beside them")
+    starting.add_argument("--image", choices=list(PROFILES), default=IMAGE)
     commands.add_parser("down")
     arguments = parser.parse_args()
-    if arguments.command == "up":
-        up(arguments.boards, arguments.cards)
-    else:
-        down()
+    try:
+        if arguments.command == "up":
+            up(arguments.boards, arguments.cards, arguments.image)
+        else:
+            down()
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"fleet: {error.cmd[0]} failed, see above")
 
 
 if __name__ == "__main__":

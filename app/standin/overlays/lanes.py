@@ -11,7 +11,7 @@ not bounds checked and take flat element indices.
 import operator
 
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic, models, overload, register_model
 
 COUNTS = {types.uint64: 64, types.uint32: 64, types.int16: 32}
@@ -125,8 +125,10 @@ def popcount(typing, value):
         operand = arguments[0].type
         lanes = f"v{value.count}" if isinstance(value, Lanes) else ""
         name = f"llvm.ctpop.{lanes}i{value.bits if lanes else value.bitwidth}"
-        function = ir.FunctionType(operand, [operand])
-        function = cgutils.get_or_insert_function(builder.module, function, name)
+        function = builder.module.globals.get(name)
+        if function is None:
+            kind = ir.FunctionType(operand, [operand])
+            function = ir.Function(builder.module, kind, name)
         return builder.call(function, arguments)
 
     return value(value), generate

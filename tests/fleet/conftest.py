@@ -25,9 +25,10 @@ def docker() -> None:
 
 @pytest.fixture(scope="module")
 def factory_fresh(docker: None, request: pytest.FixtureRequest) -> Iterator[rig.Fleet]:
-    """Boards that nobody has touched; the module says how many, as BOARDS and CARDS."""
+    """Boards that nobody has touched; the module says which, as BOARDS, CARDS and IMAGE."""
     cards = getattr(request.module, "CARDS", 0)
-    with rig.fresh_fleet(request.module.BOARDS, cards) as fleet:
+    image = getattr(request.module, "IMAGE", rig.stand_ins.IMAGE)
+    with rig.fresh_fleet(request.module.BOARDS, cards, image) as fleet:
         yield fleet
 
 

@@ -15,8 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import testinfra
+
+from distributed_pynq import networks
+from distributed_pynq.datasets import Dataset
+from overlays import classes, parameters, plain
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -98,6 +103,11 @@ class Fleet:
         """Final address of a board that is no server."""
         return f"192.168.2.{10 + int(name[-2:])}"
 
+    @property
+    def complete(self) -> bool:
+        """Whether the scheduler has these boards' workers, and no others."""
+        return sorted(workers()) == self.names
+
     def journal(self, name: str) -> str:
         """Last lines of the workers of a board."""
         return self.host(name).run("journalctl -u 'distributed-pynq-worker@*' -n 30 -o cat").stdout
@@ -168,6 +178,27 @@ class Job:
         return dict(json.loads((self.folder / "summary.json").read_text()))
 
 
+def classify(fleet: Fleet, output: Path, *arguments: object) -> np.ndarray:
+    """Run a job in which every board takes part; returns the classes that it found."""
+    job = Job(output, *arguments)
+    code, printed = job.wait()
+    assert code == 0, printed
+    assert job.summary["lost"] == 0 and job.summary["classified"] == job.summary["images"]
+    assert sorted(board["name"] for board in job.summary["boards"]) == fleet.names
+    return pq.read_table(job.folder / "predictions.parquet")["class"].to_numpy()
+
+
+def expected(dataset: Dataset, network: networks.Network, params: str) -> np.ndarray:
+    """Classes by the plain path, in this process."""
+    root = networks.parameter_root(params, network)
+    overlay = plain.Overlay(parameters.read(str(root / params / network.name), network.name))
+    records = np.ascontiguousarray(dataset.records(0, len(dataset)))
+    number = len((root / params / network.name / "classes.txt").read_text().split())
+    if network.kind == "cnv":
+        return classes.cnv_many(overlay.scores(records), number)
+    return classes.lfc_many(overlay.words(records), number)
+
+
 def scheduler_exists() -> bool:
     """Whether there is a container of a scheduler, running or not."""
     command = ["docker", "inspect", SCHEDULER]
@@ -205,14 +236,14 @@ def require_docker() -> None:
 
 
 @contextlib.contextmanager
-def fresh_fleet(boards: int, cards: int = 0) -> Iterator[Fleet]:
-    """Factory-fresh boards, and nothing that remembers others."""
+def fresh_fleet(boards: int, cards: int = 0, image: str = stand_ins.IMAGE) -> Iterator[Fleet]:
+    """Factory-fresh boards with a PYNQ image, and nothing that remembers others."""
     subprocess.run(["docker", "rm", "--force", SCHEDULER], check=False, capture_output=True)
     with pytest.MonkeyPatch.context() as patch:
         # BNN-PYNQ comes with its parameter sets; its double does where they are at hand.
         shared = Path(os.environ.get("DISTRIBUTED_PYNQ_SHARED", ROOT.parent / "shared"))
         patch.setenv("DISTRIBUTED_PYNQ_DATA", str(shared / "data"))
-        stand_ins.up(boards, cards)
+        stand_ins.up(boards, cards, image)
     yield Fleet(boards, cards)
     subprocess.run(["docker", "rm", "--force", SCHEDULER], check=False, capture_output=True)
     stand_ins.down()

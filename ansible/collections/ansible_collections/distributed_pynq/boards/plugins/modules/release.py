@@ -181,7 +181,7 @@ class Collector:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, target)
             self.run(*pip, "wheel", "--wheel-dir", str(wheels), "--no-deps", scratch)
-        requirements = Path(self.asked["lock"]).read_text()
+        requirements = Path(self.asked["lock"]).read_text().rstrip() + "\n"
         for source in wheels.glob("*.tar.gz"):
             self.run(*pip, "wheel", "--wheel-dir", str(wheels), "--no-deps", str(source))
             name, version = source.name[: -len(".tar.gz")].rsplit("-", 1)

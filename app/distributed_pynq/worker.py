@@ -31,6 +31,8 @@ import distributed
 from distributed.protocol.serialize import dask_deserialize, dask_serialize
 from tornado.ioloop import PeriodicCallback
 
+from distributed_pynq import __version__
+
 try:
     from pickle import PickleBuffer
 except ImportError:  # Python < 3.8
@@ -347,9 +349,10 @@ def run(job, settings, records, request, limit):
 
 def describe():
     """What this worker's device is: 'board', 'device', 'name', 'python', 'pid', 'distributed',
-    'host'; and 'fault', why it cannot be opened any more, or empty.
+    'distributed_pynq', 'host'; and 'fault', why it cannot be opened any more, or empty.
     """
-    return dict(_device.description, distributed=distributed.__version__, host=socket.gethostname())
+    versions = {"distributed": distributed.__version__, "distributed_pynq": __version__}
+    return dict(_device.description, host=socket.gethostname(), **versions)
 
 
 @dask_serialize.register_lazy("pyarrow")

@@ -168,6 +168,73 @@ def test_status_names_a_board_whose_worker_is_down(fleet):
     assert "z1-01: " not in run.output
 
 
+@pytest.fixture
+def ailing(fleet):
+    """Boards with several troubles each, which end with the test."""
+    second, third = map(fleet.host, fleet.names[1:])
+    environment = "/etc/distributed-pynq/board.env"
+    package = third.check_output(
+        "ls -d /opt/distributed-pynq/current/venv/lib/python3*/site-packages/distributed_pynq"
+    )
+    rule = ["INPUT", "--source", fleet.address("z1-01"), "--protocol", "tcp", "--syn"]
+    rule += ["--destination-port", "8786", "--jump", "REJECT"]
+    # The address of another board, a firewall on the host.
+    second.check_output(f"ip address add {fleet.address('z1-01')}/24 dev eth0")
+    subprocess.run(["iptables", "--insert", *rule], check=True)
+    # Settings that somebody edited.
+    second.check_output(f"cp {environment} /root && sed -i /XILINX_XRT/d {environment}")
+    # Another version, a full tmpfs, and what the kernel says where a board has too little power.
+    third.check_output(
+        f"cp {package}/__init__.py /root && echo '__version__ = \"9\"' >> {package}/__init__.py"
+    )
+    third.check_output("head --bytes=1G /dev/zero > /dev/shm/much || true")
+    third.check_output(
+        "printf '#!/bin/sh\\necho [ 7.1] Under-voltage detected!\\n' > /usr/local/sbin/dmesg"
+        " && chmod +x /usr/local/sbin/dmesg"
+    )
+    for board in (second, third):
+        board.check_output("systemctl restart distributed-pynq-worker@0")
+    yield
+    subprocess.run(["iptables", "--delete", *rule], check=True)
+    second.check_output(f"ip address del {fleet.address('z1-01')}/24 dev eth0")
+    second.check_output(f"mv /root/board.env {environment}")
+    third.check_output(f"mv /root/__init__.py {package}")
+    third.check_output("rm /dev/shm/much /usr/local/sbin/dmesg")
+    for board in (second, third):
+        board.check_output("systemctl restart distributed-pynq-worker@0")
+
+
+def test_status_says_what_ails_boards(fleet, ailing):
+    run = rig.playbook("status.yml")
+    assert run.code != 0
+    said = " ".join(run.output.split())
+    for finding in (
+        "z1-01: another machine, ",
+        "z1-01: cannot reach the scheduler: 192.168.2.1:8786 (",
+        "z1-02: the worker of device 0 runs without XILINX_XRT; make deploy sets it",
+        "z1-03: worker z1-03 runs distributed_pynq 9, the scheduler ",
+        "z1-03: its /dev/shm is full",
+        "z1-03: its power supply is too weak, says the kernel (Under-voltage detected!)",
+    ):
+        assert finding in said, said[-4000:]
+
+
+def test_status_works_on_a_card_that_is_read_only(fleet):
+    board = fleet.host("z1-02")
+    # No container can remount its root: whoever logs in finds it read-only.
+    settings = "/run/systemd/system/ssh.service.d"
+    board.check_output(
+        f"mkdir {settings} && cat > {settings}/card.conf <<'EOF'\n"
+        "[Service]\nReadOnlyPaths=/\nReadWritePaths=/run /dev/shm\nEOF"
+    )
+    restart = "systemctl daemon-reload && systemctl restart ssh && pkill --euid xilinx; true"
+    board.check_output(restart)
+    run = rig.playbook("status.yml")
+    board.check_output(f"rm -r {settings} && {restart}")
+    assert run.code != 0
+    assert "z1-02: its card is mounted read-only" in " ".join(run.output.split())
+
+
 def test_a_killed_worker_comes_back(fleet):
     before = rig.workers()["z1-03"]
     fleet.host("z1-03").check_output("systemctl kill -s KILL distributed-pynq-worker@0")

@@ -11,7 +11,7 @@ import time
 import distributed
 import numpy as np
 
-from distributed_pynq import datasets, networks
+from distributed_pynq import __version__, datasets, networks
 from distributed_pynq import worker as task
 
 NETWORK = "lfcW1A1"
@@ -33,10 +33,13 @@ def registered(client, names, limit):
 
 
 def outdated(worker):
-    """What is wrong with the version of Dask of a worker that describes itself so."""
-    if worker["distributed"] == distributed.__version__:
-        return ""
-    return f"runs distributed {worker['distributed']}, the scheduler {distributed.__version__}"
+    """What is wrong with the versions of a worker that describes itself so."""
+    ours = {"distributed": distributed.__version__, "distributed_pynq": __version__}
+    for package, version in ours.items():
+        found = worker.get(package, "of another release")
+        if found != version:
+            return f"runs {package} {found}, the scheduler {version}; make deploy"
+    return ""
 
 
 def classify(client, addresses):

@@ -28,14 +28,17 @@ else
 endif
 
 ##@ Fleet
-.PHONY: fleet fleet-down deploy check status reset
+.PHONY: fleet fleet-down enrol deploy check status reset
 fleet: $(VENV)/deploy ## Start BOARDS stand-in boards with IMAGE (2.5, 2.7, 3.0 ...), and a server with CARDS, in containers; write inventory.fleet.ini
-	$(BIN)/python images/fleet.py up --boards $(BOARDS) --cards $(CARDS) $(addprefix --image ,$(IMAGE))
+	$(BIN)/python images/fleet.py up --boards $(BOARDS) --cards $(CARDS) $(addprefix --image ,$(IMAGE)) $(ARGS)
 
 fleet-down: $(VENV)/deploy ## Remove them
 	$(BIN)/python images/fleet.py down
 
 PLAYBOOK = cd ansible && ../$(BIN)/ansible-playbook -i $(abspath $(INVENTORY))
+
+enrol: $(VENV)/deploy inventory ## Wait for new boards, one after the other, and give each its address and name
+	$(PLAYBOOK) enrol.yml $(ARGS)
 
 deploy: $(VENV)/deploy inventory ## Make boards and host of INVENTORY into a cluster
 	$(PLAYBOOK) site.yml $(ARGS)

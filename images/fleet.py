@@ -1,6 +1,6 @@
 """Stand-in boards in containers: factory-fresh, on a network of their own, with an inventory.
 
-usage: fleet.py up [--boards N] [--cards N] [--image 3.0] | down
+usage: fleet.py up [--boards N] [--cards N] [--image 3.0] [--off] | down
 """
 
 from __future__ import annotations
@@ -68,10 +68,12 @@ def docker(*arguments: str, stdin: bytes | None = None) -> str:
     return printed.decode().strip()
 
 
-def up(boards: int, cards: int = 0, image: str = IMAGE) -> None:
+def up(boards: int, cards: int = 0, image: str = IMAGE, off: bool = False) -> None:
     """Start a fresh fleet of a PYNQ image and write its inventory, in place of the fleet there is.
 
-    With cards there is a server with so many beside the boards.
+    With cards there is a server with so many beside the boards. Machines that are off are made, but
+    not started, and get no lease: switched on with docker start, a board comes up at the address
+    that every card has.
 
     Raises SystemExit where there is no Docker engine or a board does not boot.
     """
@@ -82,12 +84,15 @@ def up(boards: int, cards: int = 0, image: str = IMAGE) -> None:
     if cards:
         machines[SERVER] = SERVER_ADDRESS, "server"
     for machine, (address, kind) in machines.items():
-        start(machine, address, kind, image)
-    for machine, (address, _) in machines.items():
-        await_ssh(machine, address)
+        start(machine, address, kind, image, off)
+    if not off:
+        for machine, (address, _) in machines.items():
+            await_ssh(machine, address)
     pack_bnn(STATE / "bnn-pynq.tar.gz")
-    INVENTORY.write_text(inventory(boards, cards, image))
-    print(f"{', '.join(machines)}: up with image {image}, see {INVENTORY.name}")
+    INVENTORY.write_text(inventory(boards, cards, image, off))
+    print(
+        f"{', '.join(machines)}: {'off' if off else 'up'}, with image {image}, see {INVENTORY.name}"
+    )
 
 
 def down() -> None:
@@ -178,11 +183,13 @@ def wheels(lock: Path, profile: dict[str, str]) -> Path:
     return folder
 
 
-def start(machine: str, address: str, kind: str, image: str) -> None:
-    """Start the container of a board or server."""
+def start(machine: str, address: str, kind: str, image: str, off: bool) -> None:
+    """Make the container of a board or server, and start it unless it is off."""
     docker(
-        *("run", "--detach", "--name", f"{NETWORK}-{machine}", "--label", LABEL),
+        *(("create",) if off else ("run", "--detach")),
+        *("--name", f"{NETWORK}-{machine}", "--label", LABEL),
         *("--network", NETWORK, "--ip", address, "--env", f"STANDIN_BOARD={kind}"),
+        *("--env", f"STANDIN_LEASES={'no' if off else 'yes'}"),
         *SYSTEMD,
         *CGROUPS[docker("info", "--format", "{{.CgroupVersion}}")],
         tag(image),
@@ -220,11 +227,12 @@ def pack_bnn(archive: Path) -> None:
                     tar.addfile(member, content)
 
 
-def inventory(boards: int, cards: int, image: str) -> str:
+def inventory(boards: int, cards: int, image: str, off: bool) -> str:
     """The inventory of a fleet, as inventory.example.ini explains it."""
     rows = "\n".join(
-        f"{name(n)} ansible_host={bootstrap_address(n)} address=192.168.2.{10 + n}"
+        f"{name(n)} {current}address=192.168.2.{10 + n}"
         for n in range(1, boards + 1)
+        for current in ["" if off else f"ansible_host={bootstrap_address(n)} "]
     )
     return f"""\
 # Written by `make fleet`.
@@ -297,11 +305,12 @@ def main() -> None:
     starting.add_argument("--boards", type=int, default=3)
     starting.add_argument("--cards", type=int, default=0, help="of a server beside them")
     starting.add_argument("--image", choices=list(PROFILES), default=IMAGE)
+    starting.add_argument("--off", action="store_true", help="to be switched on one by one")
     commands.add_parser("down")
     arguments = parser.parse_args()
     try:
         if arguments.command == "up":
-            up(arguments.boards, arguments.cards, arguments.image)
+            up(arguments.boards, arguments.cards, arguments.image, arguments.off)
         else:
             down()
     except subprocess.CalledProcessError as error:

@@ -236,14 +236,16 @@ def require_docker() -> None:
 
 
 @contextlib.contextmanager
-def fresh_fleet(boards: int, cards: int = 0, image: str = stand_ins.IMAGE) -> Iterator[Fleet]:
-    """Factory-fresh boards with a PYNQ image, and nothing that remembers others."""
+def fresh_fleet(
+    boards: int, cards: int = 0, image: str = stand_ins.IMAGE, off: bool = False
+) -> Iterator[Fleet]:
+    """Factory-fresh boards with a PYNQ image, switched on or off, and nothing that remembers others."""
     subprocess.run(["docker", "rm", "--force", SCHEDULER], check=False, capture_output=True)
     with pytest.MonkeyPatch.context() as patch:
         # BNN-PYNQ comes with its parameter sets; its double does where they are at hand.
         shared = Path(os.environ.get("DISTRIBUTED_PYNQ_SHARED", ROOT.parent / "shared"))
         patch.setenv("DISTRIBUTED_PYNQ_DATA", str(shared / "data"))
-        stand_ins.up(boards, cards, image)
+        stand_ins.up(boards, cards, image, off)
     yield Fleet(boards, cards)
     subprocess.run(["docker", "rm", "--force", SCHEDULER], check=False, capture_output=True)
     stand_ins.down()

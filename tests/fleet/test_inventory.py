@@ -21,7 +21,6 @@ PROFILES = KNOWN["profiles"]
 def board(**changes):
     """A board's variables; None takes one out."""
     variables = {
-        "ansible_host": "192.168.2.99",
         "address": "192.168.2.11",
         "image": 3.0,
         "board": "Pynq-Z1",
@@ -53,7 +52,6 @@ def test_a_good_inventory_has_no_faults():
     ("changes", "expected"),
     [
         ({"address": None}, "z1-02: address: missing"),
-        ({"ansible_host": None}, "z1-02: ansible_host: missing"),
         ({"image": None}, "z1-02: image: missing"),
         ({"board": None}, "z1-02: board: missing"),
         ({"address": "192.168.2.11"}, "z1-02: address: 192.168.2.11 is taken by z1-01"),
@@ -81,6 +79,7 @@ def test_a_good_inventory_has_no_faults():
         ({"devices": ["a b"]}, "z1-02: devices: 'a b' is no index, PCIe address or name"),
         ({"board": "server"}, "z1-02: address: a server keeps the one it has"),
         ({"hwaddress": "00:0a:35"}, "z1-02: hwaddress: '00:0a:35' is no MAC address"),
+        ({"factory_hwaddress": 7}, "z1-02: factory_hwaddress: 7 is no MAC address"),
         ({"gateway": "192.168.2.12"}, "z1-02: address: 192.168.2.12 is the gateway's"),
     ],
 )

@@ -46,7 +46,7 @@ _value:
   elements: str
 """
 
-REQUIRED = ("ansible_host", "address", "image", "board")
+REQUIRED = ("address", "image", "board")
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 # What an instance of a systemd unit may be called without being escaped.
 DEVICE = re.compile(r"[A-Za-z0-9:_.-]+")
@@ -119,13 +119,14 @@ def inventory_faults(
             faults.append(f"{host}: devices: {strange[0]!r} is no index, PCIe address or name")
         if board == "server" and variables.get("ansible_host") != variables.get("address"):
             faults.append(f"{host}: address: a server keeps the one it has, that of ansible_host")
-        if "hwaddress" in variables:
-            if HWADDRESS.fullmatch(str(variables["hwaddress"])):
-                claim(host, "hwaddress", variables["hwaddress"])
+        for field in ("hwaddress", "factory_hwaddress"):
+            if field not in variables:
+                continue
+            if HWADDRESS.fullmatch(str(variables[field])):
+                claim(host, field, variables[field])
             else:
                 faults.append(
-                    f"{host}: hwaddress: {variables['hwaddress']!r} is no MAC address, "
-                    "as 00:0a:35:00:00:01"
+                    f"{host}: {field}: {variables[field]!r} is no MAC address, as 00:0a:35:00:00:01"
                 )
     if not faults:
         faults.extend(_mixture(boards, profiles))

@@ -1,9 +1,9 @@
 """Find the address that a board answers at. Runs on the control machine."""
 
 import concurrent.futures
-import os
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.distributed_pynq.boards.plugins.module_utils import host_keys
 
 DOCUMENTATION = r"""
 module: locate
@@ -54,8 +54,6 @@ host:
   type: str
 """
 
-ALGORITHM = "ssh-ed25519"
-
 
 def main():
     """The module."""
@@ -71,21 +69,11 @@ def main():
     )
     name, current, address = (module.params[key] for key in ("name", "current", "address"))
     path = module.params["known_hosts"]
-
-    def keys(lines):
-        fields = (line.split() for line in lines.splitlines() if not line.startswith("#"))
-        return {field[2] for field in fields if len(field) >= 3 and field[1] == ALGORITHM}
-
-    def scan(host):
-        limit = str(module.params["timeout"])
-        return keys(module.run_command(["ssh-keyscan", "-T", limit, "-t", "ed25519", host])[1])
-
-    known = set()
-    if os.path.exists(path):
-        known = keys(module.run_command(["ssh-keygen", "-F", name, "-f", path])[1])
+    known = host_keys.recorded(path)
     candidates = list(dict.fromkeys([address, current] if known else [current]))
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        found = dict(zip(candidates, pool.map(scan, candidates)))
+        limits = [module.params["timeout"]] * len(candidates)
+        found = dict(zip(candidates, pool.map(host_keys.scan, candidates, limits)))
     for host in candidates:
         if found[host] and (not known or known & found[host]):
             module.exit_json(changed=False, host=host)

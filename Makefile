@@ -28,8 +28,8 @@ else
 endif
 
 ##@ Fleet
-.PHONY: fleet fleet-down enrol deploy check status reset
-fleet: $(VENV)/deploy ## Start BOARDS stand-in boards with IMAGE (2.5, 2.7, 3.0 ...), and a server with CARDS, in containers; write inventory.fleet.ini
+.PHONY: fleet fleet-down enrol boot-files deploy check status reset
+fleet: $(VENV)/deploy ## Start BOARDS stand-ins with IMAGE (2.5, 3.0 ...), and a server with CARDS; write inventory.fleet.ini
 	$(BIN)/python images/fleet.py up --boards $(BOARDS) --cards $(CARDS) $(addprefix --image ,$(IMAGE)) $(ARGS)
 
 fleet-down: $(VENV)/deploy ## Remove them
@@ -39,6 +39,9 @@ PLAYBOOK = cd ansible && ../$(BIN)/ansible-playbook -i $(abspath $(INVENTORY))
 
 enrol: $(VENV)/deploy inventory ## Wait for new boards, one after the other, and give each its address and name
 	$(PLAYBOOK) enrol.yml $(ARGS)
+
+boot-files: $(VENV)/deploy inventory ## Write a boot.py per board, for the FAT partition of its card (images from 2.6 on)
+	$(PLAYBOOK) boot-files.yml $(ARGS)
 
 deploy: $(VENV)/deploy inventory ## Make boards and host of INVENTORY into a cluster
 	$(PLAYBOOK) site.yml $(ARGS)

@@ -183,9 +183,48 @@ def test_who_waits_too_long_says_so(fleet, walk):
     (rig.DEPLOYMENT / "z1-03").rename(rig.DEPLOYMENT / "ssh/known_hosts/z1-03")
 
 
+def test_a_boot_file_makes_a_card_its_board(fleet):
+    inventory = rig.stand_ins.INVENTORY
+    text = inventory.read_text()
+    inventory.write_text(text.replace("[boards]\n", f"[boards]\n{STRANGER} address=192.168.2.14\n"))
+    run = rig.playbook("boot-files.yml", "--limit", f"localhost,{STRANGER}")
+    assert run.code == 0, run.output[-6000:]
+    boot_file = rig.ROOT / "boot-files" / STRANGER / "boot.py"
+    assert boot_file.stat().st_mode & 0o077 == 0
+    secret = (rig.DEPLOYMENT / "ssh/host_keys" / STRANGER).read_text().splitlines()[2]
+    assert secret in boot_file.read_text()
+    rig.stand_ins.docker("cp", str(boot_file), f"{fleet.container(STRANGER)}:/boot/boot.py")
+    switch(fleet, True, STRANGER)
+    rig.stand_ins.await_ssh(STRANGER, fleet.address(STRANGER))
+    board = fleet.host(STRANGER)
+    assert board.check_output("hostname") == STRANGER
+    assert board.interface("eth0").addresses == [fleet.address(STRANGER)]
+    assert board.file("/boot/boot.py").content_string.count(secret) == 0
+    key = board.file("/etc/ssh/ssh_host_ed25519_key.pub").content_string.split()[1]
+    assert key in (rig.DEPLOYMENT / "ssh/known_hosts" / STRANGER).read_text()
+    other = fleet.host("z1-01").file("/etc/machine-id").content
+    assert board.file("/etc/machine-id").content != other
+
+
+def test_a_boot_file_changes_nothing_the_second_time(fleet):
+    board = fleet.host(STRANGER)
+    watched = "/boot /etc /home/xilinx/.ssh /var/lib/distributed-pynq"
+    listing = f"find {watched} -type f -printf '%p %T@ %m %u\n'"
+    before = board.check_output(listing)
+    board.check_output("/usr/local/bin/bootpy.sh")
+    assert board.check_output(listing) == before
+
+
+def test_a_boot_file_for_a_board_that_was_met_is_refused(fleet):
+    run = rig.playbook("boot-files.yml", "--limit", "localhost,z1-01")
+    assert run.code != 0
+    assert "z1-01 was met before and has a host key of its own" in " ".join(run.output.split())
+    assert not (rig.ROOT / "boot-files/z1-01").exists()
+
+
 def test_boards_of_their_own_are_deployed_as_they_are(fleet):
     run = rig.playbook("site.yml")
     assert run.code == 0, run.output[-8000:]
-    assert sorted(rig.workers()) == NAMES
+    assert sorted(rig.workers()) == [*NAMES, STRANGER]
     changed = " ".join(run.changed)
     assert "identity" not in changed and "contact" not in changed

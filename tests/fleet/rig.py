@@ -239,7 +239,7 @@ def require_docker() -> None:
 def fresh_fleet(
     boards: int, cards: int = 0, image: str = stand_ins.IMAGE, off: bool = False
 ) -> Iterator[Fleet]:
-    """Factory-fresh boards with a PYNQ image, switched on or off, and nothing that remembers others."""
+    """Factory-fresh boards with a PYNQ image, on or off, and nothing that remembers others."""
     subprocess.run(["docker", "rm", "--force", SCHEDULER], check=False, capture_output=True)
     with pytest.MonkeyPatch.context() as patch:
         # BNN-PYNQ comes with its parameter sets; its double does where they are at hand.

@@ -171,7 +171,7 @@ def test_status_names_a_board_whose_worker_is_down(fleet):
 @pytest.fixture
 def ailing(fleet):
     """Boards with several troubles each, which end with the test."""
-    second, third = map(fleet.host, fleet.names[1:])
+    second, third = map(fleet.host, fleet.names[1:3])
     environment = "/etc/distributed-pynq/board.env"
     package = third.check_output(
         "ls -d /opt/distributed-pynq/current/venv/lib/python3*/site-packages/distributed_pynq"

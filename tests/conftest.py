@@ -14,6 +14,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 STANDIN = ROOT / "app" / "standin"
 
+# Stand-ins share this machine's cores; waiting for one another, BLAS's threads would take them all.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # Overlays are computed here too, to say what a stand-in board should answer.
 sys.path.insert(0, str(STANDIN))
 

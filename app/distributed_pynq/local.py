@@ -106,6 +106,7 @@ class Cluster:
             "BOARD": "Pynq-Z1",
             "DISTRIBUTED_PYNQ_TMPFS": str(memory),
             "NUMBA_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
             "PYTHONPATH": path,
         }
         if self._parameters is not None:

@@ -25,6 +25,7 @@ from stage import BOARDS, Run, running  # noqa: E402
 
 RATE = 500
 EVERY_S = 10
+PATIENCE_S = 300
 GROWTH_MB = 60
 
 
@@ -106,6 +107,8 @@ async def disturb(
 
 async def soak(dataset: datasets.Dataset, folder: Path, seed: int) -> bool:
     async with running(dataset, folder, RATE) as (run, task):
+        # One fault after another can take every board for a while.
+        run.job.patience = PATIENCE_S
         struck, memory = await disturb(run, task, seed)
         await task
     path = folder / "predictions.parquet"

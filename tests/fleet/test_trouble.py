@@ -34,7 +34,8 @@ def run(factory_fresh):
             "--network",
             rig.stand_ins.NETWORK,
         ),
-        *("--ip", TAKEN, "--entrypoint", "sleep", rig.stand_ins.IMAGE, "infinity"),
+        *("--ip", TAKEN, "--entrypoint", "sleep"),
+        *(rig.stand_ins.tag(rig.stand_ins.IMAGE), "infinity"),
     )
     # z1-03 has another password, z1-04 is off.
     factory_fresh.host("z1-03").check_output("echo xilinx:other | chpasswd")

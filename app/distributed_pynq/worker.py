@@ -9,6 +9,8 @@ Runs on Python 3.6 with distributed 2021.3.0 up to the newest of both. Environme
 
 ``DISTRIBUTED_PYNQ_DRIVER_PYTHON``  interpreter that owns pynq, by default this one
 ``DISTRIBUTED_PYNQ_TMPFS``          folder in memory for records, by default /dev/shm
+``DISTRIBUTED_PYNQ_PROVEN``         file that names the installation that passed a test; another
+                                    gets no records before `admit`
 ``NOTIFY_SOCKET``                   set by systemd, which is told READY=1 and WATCHDOG=1
 """
 
@@ -42,6 +44,9 @@ except ImportError:  # Python < 3.8
 # of the worker and one of its resource FPGA: what Dask does between two tasks costs no FPGA time.
 BAYS = 2
 DRIVER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "driver")
+PROVEN = os.environ.get("DISTRIBUTED_PYNQ_PROVEN")
+# With links resolved: each release is one of its own.
+INSTALLATION = os.path.realpath(sys.prefix)
 START_LIMIT_S = 60.0
 LOAD_LIMIT_S = 120.0
 STOP_LIMIT_S = 5.0
@@ -208,6 +213,11 @@ class Device:
         """
         return dict(self._driver.device, fault=self._fault)
 
+    @property
+    def busy(self):
+        """Whether there is a task for the driver."""
+        return self._lock.locked() or self._bays.qsize() < BAYS
+
     def load(self, job, settings):
         """Load what a job needs into the device, unless it is loaded already.
 
@@ -348,11 +358,20 @@ def run(job, settings, records, request, limit):
 
 
 def describe():
-    """What this worker's device is: 'board', 'device', 'name', 'python', 'pid', 'distributed',
-    'distributed_pynq', 'host'; and 'fault', why it cannot be opened any more, or empty.
+    """What this worker is: its device's 'board', 'device', 'name', 'python', 'pid' and 'fault', why
+    it cannot be opened any more, or empty; 'host'; 'distributed' and 'distributed_pynq', versions;
+    'proven', whether its installation has passed a test.
     """
     versions = {"distributed": distributed.__version__, "distributed_pynq": __version__}
-    return dict(_device.description, host=socket.gethostname(), **versions)
+    return dict(_device.description, host=socket.gethostname(), proven=_proven(), **versions)
+
+
+async def admit(dask_worker):
+    """Let a worker have records from now on, since its installation has passed a test."""
+    if PROVEN:
+        with open(PROVEN, "w") as file:
+            file.write(INSTALLATION)
+    await dask_worker.set_resources(FPGA=BAYS)
 
 
 @dask_serialize.register_lazy("pyarrow")
@@ -371,18 +390,51 @@ def dask_setup(worker):
         # Dask swallows what a preload raises and would register a worker without a device.
         print("distributed-pynq: {}".format(error), file=sys.stderr, flush=True)
         os._exit(1)
-    state = getattr(worker, "state", worker)
-    state.total_resources["FPGA"] = state.available_resources["FPGA"] = BAYS
+    if _proven():
+        state = getattr(worker, "state", worker)
+        state.total_resources["FPGA"] = state.available_resources["FPGA"] = BAYS
     if "NOTIFY_SOCKET" in os.environ:
         worker.periodic_callbacks["systemd"] = PeriodicCallback(
             lambda: _notify_systemd(worker), WATCHDOG_INTERVAL_MS
         )
         worker.loop.add_callback(_notify_until_ready, worker)
+    _leave_when_asked(worker)
 
 
 def dask_teardown(worker):
     """Close the device when the worker leaves."""
     _device.close()
+
+
+def _proven():
+    if not PROVEN:
+        return True
+    try:
+        with open(PROVEN) as file:
+            return file.read() == INSTALLATION
+    except FileNotFoundError:
+        return False
+
+
+def _leave_when_asked(worker):
+    # Without a nanny SIGTERM ends a Dask worker in the middle of what it does.
+    end = signal.getsignal(signal.SIGTERM)
+
+    def leave():
+        if worker.status.name == "running":
+            worker.loop.add_callback(_leave, worker)
+        else:
+            end(signal.SIGTERM, None)
+
+    asyncio.get_event_loop().add_signal_handler(signal.SIGTERM, leave)
+
+
+async def _leave(worker):
+    # The scheduler sends nothing new; the task in the device ends, and its answer is fetched.
+    await worker.scheduler.retire_workers(workers=[worker.address], remove=False)
+    while _device.busy or worker.data:
+        await asyncio.sleep(0.05)
+    await worker.close()
 
 
 async def _notify_until_ready(worker):

@@ -18,6 +18,7 @@ import pytest
 from distributed_pynq import datasets, predictions
 from distributed_pynq.classify import Classification
 from distributed_pynq.errors import ClusterError
+from distributed_pynq.job import WINDOW
 from noise import NETWORK, classes_of, noisy_digits
 from stage import BOARDS, Run, running
 
@@ -86,6 +87,19 @@ def test_a_worker_is_killed(dataset, expected, tmp_path):
 
     summary = survive(dataset, expected, tmp_path, kill_a_worker)
     assert summary["retries"] > 0
+
+
+def test_a_worker_is_asked_to_leave(dataset, expected, tmp_path):
+    async def ask_a_worker_to_leave(run: Run) -> None:
+        """As systemd does; it ends by itself, and is back later."""
+        worker = run.cluster.processes["standin-1"]
+        worker.terminate()
+        assert await asyncio.to_thread(worker.wait, 15) == 0
+        run.restart(1)
+
+    summary = survive(dataset, expected, tmp_path, ask_a_worker_to_leave)
+    assert summary["faults"] == []
+    assert summary["retries"] <= WINDOW
 
 
 def test_two_workers_are_killed_for_good(dataset, expected, tmp_path):

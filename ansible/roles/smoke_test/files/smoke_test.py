@@ -1,4 +1,5 @@
-"""Asks the workers of a cluster what they are and, unless told otherwise, to classify digits.
+"""Asks the workers of a cluster what they are and, unless told otherwise, to classify digits; those
+that do so right may have the records of jobs from then on.
 
 usage: smoke_test.py SCHEDULER LIMIT_S classify|look WORKERS, where WORKERS is a JSON list of names.
 Prints a JSON object: what is wrong with each worker, by its name; an empty text is a good sign.
@@ -32,11 +33,11 @@ def registered(client, names, limit):
         time.sleep(0.5)
 
 
-def outdated(worker):
-    """What is wrong with the versions of a worker that describes itself so."""
+def outdated(worker, packages):
+    """What is wrong with the versions of some packages of a worker that describes itself so."""
     ours = {"distributed": distributed.__version__, "distributed_pynq": __version__}
-    for package, version in ours.items():
-        found = worker.get(package, "of another release")
+    for package in packages:
+        version, found = ours[package], worker.get(package, "of another release")
         if found != version:
             return f"runs {package} {found}, the scheduler {version}; make deploy"
     return ""
@@ -79,16 +80,22 @@ def main():
         found = registered(client, names, float(limit))
         there = {name: address for name, address in found.items() if name in names}
         described = client.run(task.describe, workers=list(there.values()))
-        findings = {name: outdated(described[address]) for name, address in there.items()}
+        # Boards that are being upgraded are ahead of the scheduler, and have to get along with it.
+        packages = ["distributed"] if what == "classify" else ["distributed", "distributed_pynq"]
+        findings = {name: outdated(described[address], packages) for name, address in there.items()}
         good = {name: there[name] for name, finding in findings.items() if not finding}
         if what == "classify":
             classified = classify(client, good.values())
             findings.update((name, classified[address]) for name, address in good.items())
+            proven = [address for address, finding in classified.items() if not finding]
+            if proven:
+                client.run(task.admit, workers=proven)
         else:
-            faults = {name: described[address]["fault"] for name, address in good.items()}
-            findings.update(
-                (name, f"has no device: {told}") for name, told in faults.items() if told
-            )
+            for name, address in good.items():
+                if told := described[address]["fault"]:
+                    findings[name] = f"has no device: {told}"
+                elif not described[address]["proven"]:
+                    findings[name] = "has passed no test yet and gets no records: make deploy"
     for name in set(names) - set(there):
         findings[name] = "has not registered with the scheduler"
     print(json.dumps({name: told and f"worker {name} {told}" for name, told in findings.items()}))

@@ -28,7 +28,7 @@ else
 endif
 
 ##@ Fleet
-.PHONY: fleet fleet-down enrol boot-files deploy check status reset
+.PHONY: fleet fleet-down enrol boot-files deploy check status upgrade remove-board reset backup restore
 fleet: $(VENV)/deploy ## Start BOARDS stand-ins with IMAGE (2.5, 3.0 ...), and a server with CARDS; write inventory.fleet.ini
 	$(BIN)/python images/fleet.py up --boards $(BOARDS) --cards $(CARDS) $(addprefix --image ,$(IMAGE)) $(ARGS)
 
@@ -52,8 +52,20 @@ check: $(VENV)/deploy inventory ## Say what deploying would change, and change n
 status: $(VENV)/deploy inventory ## Say how each board is; fails where one is not well
 	$(PLAYBOOK) status.yml $(ARGS)
 
+upgrade: $(VENV)/deploy inventory ## Bring the boards this release one by one, while a job runs
+	$(PLAYBOOK) upgrade.yml $(ARGS)
+
+remove-board: $(VENV)/deploy inventory ## Take BOARD=NAME out of the cluster, dead or alive; wants CONFIRM=yes
+	$(PLAYBOOK) remove_board.yml --extra-vars "remove=$(BOARD) confirm=$(CONFIRM)" $(ARGS)
+
 reset: $(VENV)/deploy inventory ## Take off boards and host what deploying put on; wants CONFIRM=yes
 	$(PLAYBOOK) reset.yml --extra-vars confirm=$(CONFIRM) $(ARGS)
+
+backup: inventory ## Keep keys, certificates and inventory in one archive, for another control machine
+	@$(PYTHON) ansible/backup.py save $(INVENTORY)
+
+restore: ## Unpack one into a fresh checkout: FROM=ARCHIVE
+	@$(PYTHON) ansible/backup.py restore $(FROM)
 
 .PHONY: inventory
 inventory:

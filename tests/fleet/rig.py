@@ -56,7 +56,9 @@ class Run:
         return self.output.count(f"<{address}> SSH: EXEC")
 
 
-def playbook(name: str, *arguments: str, inventory: Path = stand_ins.INVENTORY) -> Run:
+def playbook(
+    name: str, *arguments: str, inventory: Path = stand_ins.INVENTORY, ansible: Path = ANSIBLE
+) -> Run:
     """Run a playbook on an inventory."""
     process = subprocess.run(
         [
@@ -67,7 +69,7 @@ def playbook(name: str, *arguments: str, inventory: Path = stand_ins.INVENTORY) 
             *arguments,
         ],
         check=False,
-        cwd=ANSIBLE,
+        cwd=ansible,
         env={
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",

@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 STANDIN = ROOT / "app" / "standin"
+LOCKS = ROOT / "app" / "requirements"
 
 # Stand-ins share this machine's cores; waiting for one another, BLAS's threads would take them all.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -30,14 +31,9 @@ def shared() -> Path:
     return folder
 
 
-DISTRIBUTED = {"3.6": "2021.3.0", "3.8": "2023.5.0", "3.10": "2026.8.0", "3.13": "2026.8.0"}
-"""The newest version of distributed by the version of Python that boards have."""
-
-
 @pytest.fixture(scope="session")
 def board_python() -> Callable[[str], Path]:
-    """An interpreter such as boards have, by version ("3.6"): with its distributed, and what bnn
-    imports."""
+    """An interpreter such as boards have, by version ("3.6"), with what worker and bnn import."""
     return functools.lru_cache(None)(_board_python)
 
 
@@ -48,24 +44,26 @@ def host_python() -> Callable[[str], Path]:
 
 
 def _board_python(version: str) -> Path:
-    # Dask's command of that time fails with a later click.
-    dask = [*_dask(DISTRIBUTED[version]), *(["click<8"] if version == "3.6" else [])]
+    lock = _board_lock(version)
+    dask = ["-r", lock] if lock else [f"distributed=={distributed.__version__}"]
     return _environment(f"py{version.replace('.', '')}", version, *dask, "numpy", "pillow")
 
 
 def _host_python(version: str) -> Path:
-    wanted = DISTRIBUTED[version]
+    lock = _board_lock(version)
+    wanted = lock.stem.rpartition("-")[2] if lock else distributed.__version__
     if wanted == distributed.__version__:
         return Path(sys.executable)
-    package = ["--editable", f"{ROOT / 'app'}[host]"]
-    return _environment(f"host-{wanted}", "3.10", *_dask(wanted), *package)
+    job = LOCKS / f"job-{wanted}.lock"
+    return _environment(f"host-{wanted}", "3.10", "-r", job, "--editable", ROOT / "app")
 
 
-def _dask(version: str) -> list[str]:
-    return [f"dask=={version}", f"distributed=={version}"]
+def _board_lock(version: str) -> Path | None:
+    """Locked requirements of boards with that Python; no image has the newest yet."""
+    return next(LOCKS.glob(f"board-{version}-*.lock"), None)
 
 
-def _environment(name: str, version: str, *requirements: str) -> Path:
+def _environment(name: str, version: str, *requirements: str | Path) -> Path:
     """The interpreter of a virtual environment, which is made if it is not there."""
     folder = ROOT / f".venv-{name}"
     python = folder / "bin" / "python"

@@ -279,7 +279,6 @@ servers
 [servers:vars]
 board=server
 devices={json.dumps(addresses)}
-requirements_runtime_source={{{{ bnn_source }}}}
 board_environment={json.dumps(environment)}
 
 """

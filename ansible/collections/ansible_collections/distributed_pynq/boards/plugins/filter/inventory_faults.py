@@ -50,6 +50,7 @@ REQUIRED = ("address", "image", "board")
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 # What an instance of a systemd unit may be called without being escaped.
 DEVICE = re.compile(r"[A-Za-z0-9:_.-]+")
+RUNTIMES = ("bnn-pynq", "finn-examples", "none")
 HWADDRESS = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.IGNORECASE)
 
 Host = dict[str, Any]
@@ -110,6 +111,11 @@ def inventory_faults(
             faults.append(f"{host}: image: {image} is unknown, expected {' or '.join(profiles)}")
         if board is not None and board not in board_types:
             faults.append(f"{host}: board: {board} is unknown, expected {' or '.join(board_types)}")
+        if variables.get("runtime", RUNTIMES[0]) not in RUNTIMES:
+            faults.append(
+                f"{host}: runtime: {variables['runtime']} is unknown, "
+                f"expected {' or '.join(RUNTIMES)}"
+            )
         devices = variables.get("devices", ["0"])
         if not isinstance(devices, list) or not devices:
             faults.append(f"{host}: devices: {devices!r} is no list, as ['0', '1']")

@@ -430,7 +430,9 @@ def _leave_when_asked(worker):
 
 
 async def _leave(worker):
-    # The scheduler sends nothing new; the task in the device ends, and its answer is fetched.
+    # The scheduler sends nothing new, which retiring alone prevents since 2022 only; the task in
+    # the device ends, and its answer is fetched.
+    await worker.set_resources(FPGA=0)
     await worker.scheduler.retire_workers(workers=[worker.address], remove=False)
     while _device.busy or worker.data:
         await asyncio.sleep(0.05)

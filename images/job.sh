@@ -19,7 +19,7 @@ fi
 data=${DISTRIBUTED_PYNQ_DATA:-${XDG_CACHE_HOME:-$HOME/.cache}/distributed-pynq}
 mkdir -p "$data"
 options=(
-    --rm --init --network host --user "$(id -u):$(id -g)" --workdir "$PWD"
+    --rm --init --no-healthcheck --network host --user "$(id -u):$(id -g)" --workdir "$PWD"
     --volume "$root:$root" --volume "$PWD:$PWD" --volume "$data:$data"
     --env "DASK_CONFIG=$settings" --env "DISTRIBUTED_PYNQ_DATA=$data"
 )

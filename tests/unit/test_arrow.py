@@ -8,6 +8,7 @@ from typing import Any, Union
 
 import pyarrow as pa
 import pytest
+from dask.sizeof import sizeof
 from distributed.protocol import deserialize, serialize
 
 from distributed_pynq import arrow
@@ -187,11 +188,39 @@ def test_dictionary_of_all_chunks_is_sent_once() -> None:
     assert check(table) < 1.1 * words.nbytes
 
 
-def test_small_chunks_travel_together_and_large_ones_apart() -> None:
-    for rows, chunks in ((1000, 1), (100_000, 50)):
-        table = pa.concat_tables([pa.table({"n": list(range(rows))})] * 50)
+def test_small_chunks_travel_in_one_frame_and_large_ones_apart() -> None:
+    for rows, frames in ((1000, 1), (100_000, 50)):
+        table = pa.concat_tables([pa.table({"n": [n] * rows}) for n in range(50)])
         check(table)
-        assert through_frames(table)[0]["n"].num_chunks == chunks
+        assert len(serialize(table)[1]) == 1 + frames
+        assert through_frames(table)[0]["n"].num_chunks == 50
+
+
+def test_many_small_chunks_travel_in_several_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrow, "PART", 10_000)
+    arrays = {**PLAIN, **OTHERS}
+    del arrays["extension"]
+    table = pa.concat_tables([pa.table(arrays).slice(3, 500)] * 20)
+    check(table)
+    assert len(serialize(table)[1]) > 10
+
+
+def test_small_chunks_arrive_without_a_copy_and_aligned() -> None:
+    table = pa.concat_tables([pa.table({"n": [1, 2, 3], "s": ["a", "bc", None]})] * 50)
+    header, frames = serialize(table)
+    start = pa.py_buffer(frames[1]).address
+    chunks = [chunk for column in deserialize(header, frames).columns for chunk in column.chunks]
+    addresses = [buffer.address for chunk in chunks for buffer in chunk.buffers() if buffer]
+    assert all(start < address < start + len(frames[1]) for address in addresses)
+    assert not any((address - start) % 8 for address in addresses)
+
+
+def test_size_is_what_the_buffers_hold() -> None:
+    table = pa.concat_tables([pa.table({"n": list(range(1000))})] * 50)
+    for data in (table.combine_chunks(), table.combine_chunks().to_batches()[0]):
+        assert sizeof(data) == 50 * 1000 * 8
+    # A chunk that is there fifty times holds its memory once.
+    assert sizeof(table) == 1000 * 8
 
 
 @pytest.mark.parametrize(

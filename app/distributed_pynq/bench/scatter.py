@@ -27,7 +27,8 @@ from pyarrow import csv
 
 from distributed_pynq import arrow
 
-# The module; distributed.protocol has a function of the same name.
+# The modules; their packages have functions of the same name.
+sizeof = importlib.import_module("dask.sizeof")
 protocol = importlib.import_module("distributed.protocol.serialize")
 
 FAST = {"direct": True, "hash": False}
@@ -135,6 +136,8 @@ def use_dasks() -> None:
         protocol.dask_serialize.register(kind, getattr(dask_arrow, f"serialize_{name}"))
         protocol.dask_deserialize.register(kind, getattr(dask_arrow, f"deserialize_{name}"))
     protocol.register_serialization_family("dask", protocol.dask_dumps, protocol.dask_loads)
+    sizeof.register_pyarrow()
+    sizeof.sizeof.register(pa.RecordBatch, sizeof.sizeof.dispatch(object))
 
 
 def _read(path: str, rounds: int) -> tuple[dict[str, float], Any, Any]:

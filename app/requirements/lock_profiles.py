@@ -3,6 +3,7 @@
 board-PYTHON-DISTRIBUTED.lock  a worker on a board, and the scheduler
 job-DISTRIBUTED.lock           the host's side of our package, where a job runs
 standin-PYTHON.lock            what a stand-in board has of its own
+tools-PYTHON.lock              what a board builds sources with
 """
 
 import subprocess
@@ -61,12 +62,13 @@ def locks() -> Iterator[Path]:
         yield lock(f"job-{version}.lock", facts["job_image"]["python"], *wanted, extra="host")
     for python in sorted({p["python"] for p in profiles}):
         yield lock(f"standin-{python}.lock", python, *STANDIN)
+        yield lock(f"tools-{python}.lock", python, "setuptools", "wheel")
 
 
 def main() -> None:
     """Lock all profiles."""
     kept = set(locks())
-    for kind in ("board", "job", "standin"):
+    for kind in ("board", "job", "standin", "tools"):
         for path in set(HERE.glob(f"{kind}-*.lock")) - kept:
             path.unlink()
 

@@ -19,6 +19,8 @@ short_description: Collect what a machine without internet needs into one archiv
 description:
   - Runs on the control machine. The archive holds a wheelhouse with hashes and, for boards, the
     parameter sets and the source of the runtime, BNN-PYNQ or finn-examples.
+  - What has no wheel is carried as source. Pure Python is built here, the rest on the first board
+    of a kind, with O(tools). What that one built goes into the archive of the others.
   - The archive's name says what went into it. One that is there already is not collected again.
 options:
   folder:
@@ -33,6 +35,11 @@ options:
     description: Locked requirements with hashes.
     type: path
     required: true
+  tools:
+    description:
+      - Locked requirements with hashes of what builds sources on the machine that installs it.
+      - Without it, something that has no wheel and is not pure Python is an error.
+    type: path
   python:
     description: Version of Python that installs it, as C(3.6).
     type: str
@@ -93,6 +100,14 @@ path:
   description: The archive.
   returned: success
   type: path
+sources:
+  description: Whether the archive has sources that the machine which installs it has to build.
+  returned: success
+  type: bool
+built:
+  description: Where to put an archive of the wheels that a machine built of them.
+  returned: success
+  type: path
 runtime:
   description: What identifies the runtime's source, or nothing.
   returned: success
@@ -140,18 +155,37 @@ def digest(paths):
     return total.hexdigest()
 
 
-def hashed(wheel):
-    """The hash of a file, as a requirement states it."""
-    return f" --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}"
+def project(file):
+    """Normalised name and version of a wheel or source archive."""
+    if file.suffix == ".whl":
+        name, version = file.name.split("-")[:2]
+    else:
+        name, version = re.sub(r"\.(tar\.gz|zip)$", "", file.name).rsplit("-", 1)
+    return re.sub("[-_.]+", "-", name).lower(), version
+
+
+def allow(requirements, wheel):
+    """The requirements, with the hash of a wheel of our making for what they pin."""
+    name = project(wheel)[0].replace("-", "[-_.]+")
+    sha = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    pinned = re.compile(rf"^{name}==[^\\\n]+", re.IGNORECASE | re.MULTILINE)
+    return pinned.sub(rf"\g<0> --hash=sha256:{sha} ", requirements, count=1)
+
+
+def newer(one, other):
+    """Whether a file was written after another."""
+    return one.stat().st_mtime > other.stat().st_mtime
 
 
 class Collector:
     """Fills a folder with what goes into the archive."""
 
-    def __init__(self, module, folder):
+    def __init__(self, module, folder, built):
         self.module = module
         self.folder = folder
+        self.built = built
         self.asked = module.params
+        self.pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 
     def run(self, *command, **options):
         """Run a command; the module fails with what it printed last."""
@@ -161,39 +195,64 @@ class Collector:
             self.module.fail_json(msg="{}: {}".format(command[0], "\n".join(lines[-5:])))
         return printed
 
-    def wheels(self):
-        """Download the locked wheels, build those that are only to be had as (pure) source, and our
-        own; requirements.txt names all with hashes.
-        """
-        wheels = self.folder / "wheels"
-        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    def download(self, lock, folder, *options):
+        """Download what is locked and fits the machine."""
         tags = platforms(self.asked["machine"], self.asked["glibc"])
         self.run(
-            *(*pip, "download", "--dest", str(wheels), "--no-deps"),
-            *("--require-hashes", "--requirement", self.asked["lock"]),
+            *(*self.pip, "download", "--dest", str(folder), "--no-deps", *options),
+            *("--require-hashes", "--requirement", lock),
             *("--python-version", self.asked["python"]),
             *(option for tag in tags for option in ("--platform", tag)),
         )
+
+    def wheels(self):
+        """Collect the locked wheels and our own; requirements.txt names all with hashes."""
+        wheels = self.folder / "wheels"
+        self.download(self.asked["lock"], wheels)
+        requirements = Path(self.asked["lock"]).read_text().rstrip() + "\n"
+        with tempfile.TemporaryDirectory() as scratch:
+            for source in self.sources():
+                wheel = self.wheel_of(source, Path(scratch))
+                if wheel:
+                    shutil.copy(wheel, wheels)
+                    requirements = allow(requirements, wheel)
+                    source.unlink()
+        sources_left = [source.name for source in self.sources()]
+        if sources_left and self.asked["tools"]:
+            self.download(self.asked["tools"], self.folder / "tools", "--only-binary=:all:")
+            shutil.copy(self.asked["tools"], self.folder / "tools" / "requirements.txt")
+        elif sources_left:
+            missing = ", ".join(sources_left)
+            self.module.fail_json(msg=f"no wheel for {self.asked['machine']}: {missing}")
         package = Path(self.asked["package"])
         with tempfile.TemporaryDirectory() as scratch:
             for path in sources(package):
                 target = Path(scratch, path.relative_to(package))
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, target)
-            self.run(*pip, "wheel", "--wheel-dir", str(wheels), "--no-deps", scratch)
-        requirements = Path(self.asked["lock"]).read_text().rstrip() + "\n"
-        for source in wheels.glob("*.tar.gz"):
-            self.run(*pip, "wheel", "--wheel-dir", str(wheels), "--no-deps", str(source))
-            name, version = source.name[: -len(".tar.gz")].rsplit("-", 1)
-            built = next(wheels.glob(f"{name}-{version}-*.whl"))
-            if not built.stem.endswith("-none-any"):
-                self.module.fail_json(msg=f"{source.name}: no wheel for {self.asked['machine']}")
-            source.unlink()
-            pinned = f"{name}=={version}"
-            requirements = requirements.replace(pinned, pinned + hashed(built), 1)
+            self.run(*self.pip, "wheel", "--wheel-dir", str(wheels), "--no-deps", scratch)
         own = next(wheels.glob("distributed_pynq-*.whl"))
-        requirements += f"distributed-pynq=={own.name.split('-')[1]}{hashed(own)}\n"
+        requirements = allow(requirements + f"distributed-pynq=={project(own)[1]}\n", own)
         (self.folder / "requirements.txt").write_text(requirements)
+
+    def sources(self):
+        """What was to be had as source only."""
+        return sorted(file for file in (self.folder / "wheels").iterdir() if file.suffix != ".whl")
+
+    def wheel_of(self, source, scratch):
+        """The wheel of a source, built by a machine of this kind before or pure; or None."""
+        for archive in self.built.glob("*.tar"):
+            with tarfile.open(archive) as tar:
+                tar.extractall(scratch, filter="data")
+        wheels = {project(wheel): wheel for wheel in scratch.glob("*.whl")}
+        if project(source) not in wheels:
+            # What does not build here may do so where it belongs.
+            self.module.run_command(
+                [*self.pip, "wheel", "--wheel-dir", str(scratch), "--no-deps", str(source)]
+            )
+            pure = scratch.glob("*-none-any.whl")
+            wheels = {project(wheel): wheel for wheel in pure}
+        return wheels.get(project(source))
 
     def files(self):
         """Copy single files."""
@@ -278,6 +337,7 @@ def main():
             "folder": {"type": "path", "required": True},
             "package": {"type": "path", "required": True},
             "lock": {"type": "path", "required": True},
+            "tools": {"type": "path"},
             "python": {"type": "str", "required": True},
             "machine": {"type": "str", "required": True},
             "glibc": {"type": "str", "required": True},
@@ -291,6 +351,7 @@ def main():
     )
     asked = module.params
     paths = [Path(asked["lock"]), *map(Path, asked["files"].values())]
+    paths += [Path(asked["tools"])] if asked["tools"] else []
     paths += [file for path in asked["parameters"] for file in files_under(Path(path))]
     for path in [*paths, *map(Path, asked["parameters"])]:
         if not path.exists():
@@ -310,14 +371,18 @@ def main():
     ).group(1)
     name = f"{version}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:10]}"
     folder = Path(asked["folder"])
-    archive = folder / f"{name}.tar"
-    changed = not archive.exists()
+    kind = "{python}-{machine}-{glibc}".format(**asked)
+    built = folder / "built" / kind
+    whole, unbuilt = folder / f"{name}.tar", folder / f"{name}.source.tar"
+    archive = next((path for path in (whole, unbuilt) if path.exists()), None)
+    news = [tar for tar in built.glob("*.tar") if archive and newer(tar, archive)]
+    changed = not archive or (archive == unbuilt and bool(news))
     if changed:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             collected = Path(scratch, name)
             collected.mkdir()
-            collector = Collector(module, collected)
+            collector = Collector(module, collected, built)
             collector.wheels()
             collector.files()
             collector.parameters()
@@ -325,12 +390,16 @@ def main():
             part = Path(scratch, "archive")
             with tarfile.open(part, "w") as tar:
                 tar.add(collected, name)
+            unbuilt.unlink(missing_ok=True)
+            archive = unbuilt if collector.sources() else whole
             os.replace(part, archive)
     pinned = re.search(r"^distributed==(\S+)", Path(asked["lock"]).read_text(), re.MULTILINE)
     module.exit_json(
         changed=changed,
         name=name,
         path=str(archive),
+        sources=archive == unbuilt,
+        built=str(built / f"{name}.tar"),
         runtime=runtime,
         distributed=pinned.group(1) if pinned else "",
     )

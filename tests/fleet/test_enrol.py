@@ -4,6 +4,7 @@ The tests are a story: each goes on where the one before ended.
 """
 
 import contextlib
+import functools
 import queue
 import re
 import signal
@@ -64,6 +65,8 @@ class Walk:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            # Who runs these tests in the background has Ctrl-C ignored, and so would this.
+            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         self.lines = queue.Queue()
         self.output = ""

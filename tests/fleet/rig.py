@@ -229,6 +229,11 @@ def tls_without_certificate(address: str, port: int) -> bytes:
         return connection.recv(1)
 
 
+long = pytest.mark.skipif(
+    "FLEET_LIFE" not in os.environ, reason="too long for every run: make test-life"
+)
+
+
 def require_docker() -> None:
     """Skip where no Docker engine answers."""
     try:

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import queue
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import pytest
 import rig
+
+pytestmark = rig.long
 
 NAMES = ["z1-01", "z1-02", "z1-03"]
 STRANGER = "z1-04"
@@ -33,6 +36,7 @@ def fleet(docker):
         noted = f"z1-02 factory_hwaddress={hwaddress(2)}"
         inventory.write_text("\n".join(lines).replace("z1-02", noted) + "\n")
         yield fleet
+    shutil.rmtree(rig.ROOT / "boot-files", ignore_errors=True)
 
 
 def hwaddress(number):

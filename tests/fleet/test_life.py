@@ -20,6 +20,8 @@ import yaml
 from distributed_pynq import __version__
 from noise import NETWORK, classes_of, noisy_digits
 
+pytestmark = rig.long
+
 BOARDS = 3
 RECORDS = 50_000
 # Images per second of a board, so few that the job outlasts all that happens to it.

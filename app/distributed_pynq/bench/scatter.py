@@ -70,7 +70,7 @@ def measure(path: str, rounds: int) -> dict[str, Any]:
         Way("Dask Table, direct", table, options=FAST),
         Way("Dask RecordBatch, direct", batch, options=FAST),
         Way("our Table, direct", table, True, FAST),
-        Way("our Table of 64 MB blocks, direct", blocks, True, FAST),
+        Way("our Table of large blocks, direct", blocks, True, FAST),
         Way("our RecordBatch, direct", batch, True, FAST),
     ]
     turns: dict[str, list[dict[str, float]]] = {way.name: [] for way in ways}
@@ -143,10 +143,10 @@ def use_dasks() -> None:
 
 def _read(path: str, rounds: int) -> tuple[dict[str, float], list[Any]]:
     # A column has a chunk for every block that was read, of 1 MB by default.
-    blocks = csv.ReadOptions(block_size=1 << 26)
+    blocks = csv.ReadOptions(block_size=1 << 28)
     readers: dict[str, Callable[[str], Any]] = {
         "pyarrow": csv.read_csv,
-        "pyarrow in 64 MB blocks": lambda path: csv.read_csv(path, blocks),
+        "pyarrow in 256 MB blocks": lambda path: csv.read_csv(path, blocks),
         "pandas": pd.read_csv,
     }
     seconds: dict[str, list[float]] = {name: [] for name in readers}

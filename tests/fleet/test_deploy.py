@@ -221,11 +221,11 @@ def test_status_says_what_ails_boards(fleet, ailing):
 
 def test_status_works_on_a_card_that_is_read_only(fleet):
     board = fleet.host("z1-02")
-    # No container can remount its root: whoever logs in finds it read-only.
+    # No container can remount its root: whoever logs in finds it read-only, and only that.
     settings = "/run/systemd/system/ssh.service.d"
     board.check_output(
         f"mkdir {settings} && cat > {settings}/card.conf <<'EOF'\n"
-        "[Service]\nReadOnlyPaths=/\nReadWritePaths=/run /dev\nEOF"
+        "[Service]\nReadOnlyPaths=/\nReadWritePaths=/run /dev /proc /sys\nEOF"
     )
     restart = "systemctl daemon-reload && systemctl restart ssh && pkill --euid xilinx; true"
     board.check_output(restart)

@@ -76,12 +76,12 @@ inventory:
 test: $(VENV)/test ## Run everything this machine can run; name what is left out, and why
 	$(BIN)/python -m pytest tests -rs $(ARGS)
 
-.PHONY: test-images test-life
+.PHONY: test-images test-long
 test-images: $(VENV)/test ## Deploy to stand-ins with the PYNQ images that test leaves out
 	FLEET_IMAGES="2.6 2.7 3.1" $(BIN)/python -m pytest tests/fleet/test_images.py $(ARGS)
 
-test-life: $(VENV)/test ## Enrol stand-ins, upgrade them during a job, renew, remove and take over
-	FLEET_LIFE=yes $(BIN)/python -m pytest tests/fleet/test_enrol.py tests/fleet/test_life.py $(ARGS)
+test-long: $(VENV)/test ## Enrol stand-ins; break, upgrade, renew and remove them while a job runs
+	FLEET_LONG=yes $(BIN)/python -m pytest tests/fleet/test_enrol.py tests/fleet/test_faults.py tests/fleet/test_life.py $(ARGS)
 
 lint: $(VENV)/test ## Check style and types
 	$(BIN)/ruff check .

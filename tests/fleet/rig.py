@@ -230,7 +230,7 @@ def tls_without_certificate(address: str, port: int) -> bytes:
 
 
 long = pytest.mark.skipif(
-    "FLEET_LIFE" not in os.environ, reason="too long for every run: make test-life"
+    "FLEET_LONG" not in os.environ, reason="too long for every run: make test-long"
 )
 
 

@@ -240,14 +240,14 @@ def test_a_killed_worker_comes_back(fleet):
     fleet.host("z1-03").check_output("systemctl kill -s KILL distributed-pynq-worker@0")
     rig.wait_until(
         lambda: rig.workers().get("z1-03", before) != before,
-        15,
+        30,
         "z1-03 back in the cluster",
     )
 
 
 def test_workers_come_back_to_a_restarted_scheduler(fleet):
     subprocess.run(["docker", "restart", rig.SCHEDULER], check=True, capture_output=True)
-    rig.wait_until(lambda: fleet.complete, 30, "all workers back at the scheduler")
+    rig.wait_until(lambda: fleet.complete, 60, "all workers back at the scheduler")
 
 
 def test_a_certificate_that_ends_soon_is_renewed(fleet):

@@ -15,6 +15,8 @@ import rig
 
 from noise import NETWORK, classes_of, noisy_digits
 
+pytestmark = rig.long
+
 BOARDS = 4
 RECORDS = 50_000
 RATE = 500

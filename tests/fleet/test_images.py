@@ -94,7 +94,7 @@ def test_a_second_deployment_changes_nothing(fleet):
 
 def test_workers_come_back_to_a_restarted_scheduler(fleet):
     subprocess.run(["docker", "restart", rig.SCHEDULER], check=True, capture_output=True)
-    rig.wait_until(lambda: fleet.complete, 30, "all workers back at the scheduler")
+    rig.wait_until(lambda: fleet.complete, 60, "all workers back at the scheduler")
 
 
 def test_a_fleet_that_was_reset_can_be_deployed_again(fleet):

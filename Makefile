@@ -81,7 +81,7 @@ test-images: $(VENV)/test ## Deploy to stand-ins with the PYNQ images that test 
 	FLEET_IMAGES="2.6 2.7 3.1" $(BIN)/python -m pytest tests/fleet/test_images.py $(ARGS)
 
 test-long: $(VENV)/test ## Enrol stand-ins; break, upgrade, renew and remove them while a job runs
-	FLEET_LONG=yes $(BIN)/python -m pytest tests/fleet/test_enrol.py tests/fleet/test_faults.py tests/fleet/test_life.py $(ARGS)
+	FLEET_LONG=yes $(BIN)/python -m pytest tests/fleet/test_enrol.py tests/fleet/test_outages.py tests/fleet/test_life.py $(ARGS)
 
 lint: $(VENV)/test ## Check style and types
 	$(BIN)/ruff check .

@@ -296,6 +296,7 @@ class Job(abc.ABC, Generic[Kept]):
         self._sent = itertools.count()
         self._news = asyncio.Event()
         self._proven: Chunk | None = None
+        self._loads: dict[str, Any] = {}
 
     @abc.abstractmethod
     def chunk_max(self, memory: int) -> int:
@@ -325,7 +326,7 @@ class Job(abc.ABC, Generic[Kept]):
         present = await self._present()
         if not present:
             raise ClusterError(f"{self.client.scheduler.address}: no board has joined the cluster")
-        loads = {
+        loads = self._loads = {
             name: self._submit(task.load, address, "load", job=self.name, settings=self.settings)
             for name, address in present.items()
         }
@@ -417,6 +418,8 @@ class Job(abc.ABC, Generic[Kept]):
                     if board.address and len(board.slots) < WINDOW:
                         board.slots.append(asyncio.create_task(self._slot(board)))
                 await asyncio.sleep(0)
+            # Forgotten earlier, they would be what Dask tells first, and then pauses.
+            self._loads.clear()
             self._judge()
             await asyncio.sleep(WATCH_S)
 

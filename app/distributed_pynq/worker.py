@@ -16,6 +16,7 @@ Runs on Python 3.6 with distributed 2021.3.0 up to the newest of both. Environme
 
 import asyncio
 import collections
+import contextlib
 import json
 import os
 import queue
@@ -61,6 +62,10 @@ class RequestError(Exception):
     """The driver lives and refuses the request, and would refuse it again."""
 
 
+class _Unanswered(Exception):
+    """The driver went with another request before this one's turn came."""
+
+
 class Records:
     """The bytes of consecutive records, which travel out of band where both ends can do so.
 
@@ -82,6 +87,9 @@ class Records:
 
 class Driver:
     """One process that owns the device: started, asked and, where need be, killed.
+
+    It finds the next request in its pipe when it is done with one, so that the device need not wait
+    for this process. Threads may send while others receive; answers come in the order of requests.
 
     Parameters
     ----------
@@ -105,6 +113,8 @@ class Driver:
         self.loaded = None
         self.fault = ""
         self._answers = b""
+        self._turn = threading.Condition()
+        self._sent = self._answered = 0
         self._process = subprocess.Popen(
             [python, DRIVER],
             stdin=subprocess.PIPE,
@@ -122,8 +132,17 @@ class Driver:
         """Whether the process still runs."""
         return self._process.poll() is None
 
-    def ask(self, request, limit):
-        """Send one request and wait at most ``limit`` seconds for its answer.
+    def send(self, request):
+        """Send a request, and return what `receive` knows it by: its number, and what it does."""
+        with self._turn:
+            # Of one that is dead whoever waits for the answer learns.
+            with contextlib.suppress(OSError):
+                self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._sent += 1
+            return self._sent, request["do"]
+
+    def receive(self, sent, limit):
+        """Wait for the answer to a request; its ``limit`` of seconds begins when its turn comes.
 
         Raises
         ------
@@ -131,15 +150,28 @@ class Driver:
             The driver died or gave no answer in time; it is gone now.
         RequestError
             The driver refused, in its own words.
+        _Unanswered
+            It is gone because of a request before this one.
         """
+        number, what = sent
+        with self._turn:
+            self._turn.wait_for(lambda: self.fault or self._answered == number - 1)
+            if self.fault:
+                raise _Unanswered
         try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-        except OSError:
-            raise self._fault("died before '{}'".format(request["do"])) from None
-        answer = self._answer(limit, request["do"])
+            answer = self._answer(limit, what)
+        finally:
+            with self._turn:
+                self._answered = number
+                self._turn.notify_all()
         if not answer["ok"]:
             raise RequestError(answer["error"])
         return answer
+
+    def settle(self):
+        """Wait until no answer is outstanding."""
+        with self._turn:
+            self._turn.wait_for(lambda: self.fault or self._answered == self._sent)
 
     def stop(self):
         """End the process: politely, then not."""
@@ -227,7 +259,7 @@ class Device:
             The driver's answer to 'load'.
         """
         with self._lock:
-            return self._load(job, settings)[1]
+            return self._load(job, settings).loaded[1]
 
     def run(self, job, settings, payload, request, limit):
         """Have the driver process one payload.
@@ -253,11 +285,7 @@ class Device:
         try:
             files = {"input": bay + ".input", "output": bay + ".output"}
             self._write(files["input"], payload)
-            with self._lock:
-                self._load(job, settings)
-                answer = self._driver.ask(dict(request, do="run", **files), limit)
-                answer["faults"], self._faults = self._faults, []
-                answer["device"] = self._driver.device["device"]
+            answer = self._ask(job, settings, dict(request, do="run", **files), limit)
             answer["memory"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
             with open(files["output"], "rb") as file:
                 answer["output"] = file.read()
@@ -283,18 +311,36 @@ class Device:
                 os.remove(path)
             raise DeviceFault("{}: {}".format(self._folder, error.strerror)) from None
 
+    def _ask(self, job, settings, request, limit):
+        while True:
+            with self._lock:
+                driver = self._load(job, settings)
+                sent = driver.send(request)
+            try:
+                answer = driver.receive(sent, limit)
+            except _Unanswered:
+                continue
+            with self._lock:
+                answer["faults"], self._faults = self._faults, []
+            answer["device"] = driver.device["device"]
+            return answer
+
     def _load(self, job, settings):
+        """The driver, with that loaded."""
         wanted = dict(settings, job=job)
         driver = self._require_driver()
         if driver.loaded is not None and driver.loaded[0] != wanted:
+            driver.settle()
             driver.stop()
             driver = self._require_driver(expected=True)
         if driver.loaded is None:
-            driver.loaded = wanted, driver.ask(dict(wanted, do="load"), LOAD_LIMIT_S)
-        return driver.loaded
+            sent = driver.send(dict(wanted, do="load"))
+            driver.loaded = wanted, driver.receive(sent, LOAD_LIMIT_S)
+        return driver
 
     def _require_driver(self, expected=False):
         if self._driver is not None and not self._driver.alive and not expected:
+            self._driver.settle()
             if not self._driver.fault:
                 self._faults.append("driver died while idle")
             self._driver.stop()

@@ -23,7 +23,7 @@ import time
 import uuid
 import warnings
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -471,6 +471,10 @@ class Job(abc.ABC, Generic[Kept]):
         while True:
             if board.aside and not await self._readmit(board):
                 continue
+            if board.faults_in_a_row and board.under_way:
+                # In doubt, one at a time.
+                await self._news.wait()
+                continue
             chunk = self._work.take(board.worker, self._size(board))
             if chunk is None:
                 await self._news.wait()
@@ -542,8 +546,10 @@ class Job(abc.ABC, Generic[Kept]):
         board.rate = (board.rate + shown) / 2 if board.chunks else shown
         board.chunks += 1
         board.faults += answer["faults"]
-        board.faults_in_a_row = 0
         self._proven = chunk
+        if board.faults_in_a_row:
+            board.faults_in_a_row = 0
+            self._pulse()
         self.timeline.append(
             Span(board.name, board.device, max(0, now - busy_s), now, len(chunk), chunk.number)
         )
@@ -557,6 +563,9 @@ class Job(abc.ABC, Generic[Kept]):
         chunk.attempts += not board.aside
         chunk.tried_by.add(board.worker)
         self._blame(board, reason)
+        if not board.chunks:
+            # It may be far slower than published, and late rather than hung.
+            board.rate = max(1.0, board.rate / 10)
         if chunk.attempts < ATTEMPTS:
             self._work.give_back(chunk)
         elif len(chunk) > 1:
@@ -592,8 +601,10 @@ class Job(abc.ABC, Generic[Kept]):
         board.aside_until = time.monotonic() + 1
         if asyncio.current_task() is not board.slots[0]:
             return False
+        good = self._proven
+        trial = replace(good, stop=min(good.stop, good.start + self._size(board)))
         try:
-            await self._process(board, self._proven)
+            await self._process(board, trial)
         except Exception as error:
             self._blame(board, f"{type(error).__name__}: {error}")
         else:

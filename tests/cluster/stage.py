@@ -33,7 +33,7 @@ class Run:
 
     def start(self, name: str, **environment: str) -> None:
         paced = {"DISTRIBUTED_PYNQ_STANDIN_RATE": f"{self.rate:g}"}
-        self.cluster.start_board(name, **paced, **environment)
+        self.cluster.start_board(name, **paced | environment)
 
     def restart(self, number: int) -> None:
         """What systemd does for the board's worker."""

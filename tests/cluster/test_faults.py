@@ -127,6 +127,17 @@ def test_a_driver_hangs(dataset, expected, tmp_path):
     assert any("no answer to 'run'" in reason for reason in faults(summary, "standin-4"))
 
 
+def test_a_board_is_far_slower_than_published(dataset, expected, tmp_path, monkeypatch):
+    async def be_slow(run: Run) -> None:
+        """It is from the start, so that its first chunks look as if they hung."""
+
+    monkeypatch.setattr("distributed_pynq.job.LIMIT_S", 1.0)
+    slow = {"DISTRIBUTED_PYNQ_STANDIN_RATE": "20"}
+    summary = survive(dataset, expected, tmp_path, be_slow, rate=RATE / 4, **slow)
+    assert any("no answer to 'run'" in reason for reason in faults(summary, "standin-4"))
+    assert {board["name"]: board["images"] for board in summary["boards"]}["standin-4"] > 0
+
+
 def test_one_record_kills_the_driver_on_every_board(dataset, expected, tmp_path, monkeypatch):
     async def feed_a_deadly_record(run: Run) -> None:
         """It is among the others."""

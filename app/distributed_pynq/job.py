@@ -63,6 +63,8 @@ PAUSE_MAX_S = 60.0
 # A driver that is this late counts as hung; its time for the chunk, ten times over, comes on top.
 LIMIT_S = 5.0
 WATCH_S = 0.5
+# Dask's client sends what has gathered this long.
+MESSAGE_S = 0.01
 REACH_S = 10.0
 COMMIT_S = 2.0
 
@@ -100,6 +102,7 @@ class Board:
     pause_s: float = PAUSE_S
     aside_until: float = 0.0
     under_way: int = 0
+    ahead: int = 0
     slots: list[asyncio.Task[None]] = field(default_factory=list)
 
     @property
@@ -412,12 +415,11 @@ class Job(abc.ABC, Generic[Kept]):
                     board.address = present.get(board.worker, "")
             await self._stop(left)
             # The first chunk of every board goes out before the second of any, and in a message of
-            # its own: Dask sends what is there, and then pauses.
-            for _ in range(WINDOW):
-                for board in self.boards.values():
-                    if board.address and len(board.slots) < WINDOW:
-                        board.slots.append(asyncio.create_task(self._slot(board)))
-                await asyncio.sleep(0)
+            # its own, which is there sooner.
+            while fed := [b for b in self.boards.values() if b.address and len(b.slots) < WINDOW]:
+                for board in fed:
+                    board.slots.append(asyncio.create_task(self._slot(board)))
+                await asyncio.sleep(MESSAGE_S)
             # Forgotten earlier, they would be what Dask tells first, and then pauses.
             self._loads.clear()
             self._judge()
@@ -480,6 +482,7 @@ class Job(abc.ABC, Generic[Kept]):
                 await self._news.wait()
                 continue
             board.under_way += 1
+            board.ahead += len(chunk)
             try:
                 self._collect(board, chunk, await self._process(board, chunk))
             except (task.DeviceFault, task.RequestError) as error:
@@ -494,6 +497,7 @@ class Job(abc.ABC, Generic[Kept]):
                 await asyncio.sleep(WATCH_S)
             finally:
                 board.under_way -= 1
+                board.ahead -= len(chunk)
 
     def _size(self, board: Board) -> int:
         if self.chunk is not None:
@@ -503,12 +507,12 @@ class Job(abc.ABC, Generic[Kept]):
         # Towards the end chunks shrink, so that all boards finish together.
         share_s = self._work.uncut / sum(b.rate for b in boards) / WINDOW
         wanted_s = max(shortest_s, min(CHUNK_S, share_s))
-        largest = self.chunk_max(board.memory)
+        # No larger than what the board has before it, so that it is there in time.
+        largest = max(FIRST_CHUNK, board.ahead)
         if not board.chunks:
-            # Small ones are there first, and keep it busy until larger ones are.
             wanted_s = FIRST_CHUNK_S * (1 + board.under_way)
-            largest = min(FIRST_CHUNK, largest)
-        return max(1, min(int(board.rate * wanted_s), largest))
+            largest = FIRST_CHUNK
+        return max(1, min(int(board.rate * wanted_s), largest, self.chunk_max(board.memory)))
 
     async def _process(self, board: Board, chunk: Chunk) -> dict[str, Any]:
         chunk.tries += 1

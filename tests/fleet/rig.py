@@ -31,6 +31,8 @@ import fleet as stand_ins  # noqa: E402
 ANSIBLE = ROOT / "ansible"
 DEPLOYMENT = stand_ins.DEPLOYMENT
 SCHEDULER = "distributed-pynq-scheduler"
+PLAYBOOK_LIMIT_S = 1800
+ANSWERS_LIMIT_S = 300
 
 
 @dataclasses.dataclass
@@ -59,26 +61,23 @@ class Run:
 def playbook(
     name: str, *arguments: str, inventory: Path = stand_ins.INVENTORY, ansible: Path = ANSIBLE
 ) -> Run:
-    """Run a playbook on an inventory."""
-    process = subprocess.run(
-        [
-            Path(sys.executable).with_name("ansible-playbook"),
-            "-i",
-            inventory,
-            name,
-            *arguments,
-        ],
-        check=False,
-        cwd=ansible,
-        env={
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        },
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    """Run a playbook on an inventory; fails with what it said where it does not end."""
+    here = Path(sys.executable)
+    try:
+        process = subprocess.run(
+            [here.with_name("ansible-playbook"), "-i", inventory, name, *arguments],
+            check=False,
+            cwd=ansible,
+            env={**os.environ, "PATH": f"{here.parent}:{os.environ['PATH']}"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PLAYBOOK_LIMIT_S,
+        )
+    except subprocess.TimeoutExpired as late:
+        said = (late.output or b"").decode()
+        pytest.fail(f"{name}: not done within {PLAYBOOK_LIMIT_S} s\n{said[-8000:]}")
     recap = {
         host: {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", counts)}
         for host, counts in re.findall(r"^(\S+) +: (ok=.*)$", process.stdout, re.MULTILINE)
@@ -123,7 +122,9 @@ def with_client(script: str) -> subprocess.CompletedProcess[str]:
     head = "import json, operator, distributed\n"
     head += f"client = distributed.Client({SCHEDULER_ADDRESS!r}, timeout=10)\n"
     command = ["docker", "exec", "-i", SCHEDULER, "python3", "-"]
-    return subprocess.run(command, check=False, input=head + script, capture_output=True, text=True)
+    return subprocess.run(
+        command, check=False, input=head + script, capture_output=True, text=True, timeout=120
+    )
 
 
 def workers() -> dict[str, str]:
@@ -166,8 +167,9 @@ class Job:
 
     def await_answers(self, enough: Callable[[np.ndarray], bool]) -> None:
         """Wait until those that are safe are enough, or the job has ended."""
-        while not enough(self.answered()) and not self.ended:
-            time.sleep(0.05)
+        wait_until(
+            lambda: self.ended or enough(self.answered()), ANSWERS_LIMIT_S, "enough safe answers"
+        )
 
     def wait(self) -> tuple[int, str]:
         """Its exit code and all it printed."""
@@ -213,7 +215,7 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None
     while not condition():
         if time.monotonic() > deadline:
             pytest.fail(f"{what}: not within {seconds:g} s")
-        time.sleep(0.5)
+        time.sleep(0.1)
 
 
 def tls_without_certificate(address: str, port: int) -> bytes:

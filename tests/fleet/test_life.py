@@ -1,4 +1,4 @@
-"""The life of a fleet, while a job of 50,000 records runs on it: upgraded, renewed, made smaller.
+"""The life of a fleet, while a job of 100,000 records runs on it: upgraded, renewed, made smaller.
 
 The tests are a story: each goes on where the one before ended.
 """
@@ -23,9 +23,9 @@ from noise import NETWORK, classes_of, noisy_digits
 pytestmark = rig.long
 
 BOARDS = 3
-RECORDS = 50_000
-# Images per second of a board, so few that the job outlasts all that happens to it.
-RATE = 20
+RECORDS = 100_000
+# Images per second of a board, so few that the job outlasts all that happens to it: 37 minutes.
+RATE = 15
 PACE = f'"DISTRIBUTED_PYNQ_STANDIN_RATE": "{RATE}", '
 NEXT = f"{__version__}.post1"
 
@@ -113,9 +113,11 @@ def dataset(tmp_path_factory):
 @pytest.fixture(scope="module")
 def job(deployed, dataset, output, tmp_path_factory):
     """A job under way; its chunks are small, for boards this slow."""
-    options = ["--network", NETWORK.name, "--params", "digits", "--chunk", 10]
-    job = rig.Job(output / tmp_path_factory.mktemp("life").name, dataset.name, *options)
+    options = ["--network", NETWORK.name, "--params", "digits", "--chunk", 20]
+    folder = output / tmp_path_factory.getbasetemp().name / "life"
+    job = rig.Job(folder, dataset.name, *options)
     job.await_answers(np.any)
+    assert not job.ended, job.wait()
     return job
 
 

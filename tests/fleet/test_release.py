@@ -108,7 +108,7 @@ def test_finn_examples_is_installed_offline(tmp_path, source, bitfiles, collect)
     subprocess.run([uv, "pip", "install", "-q", "--python", python, "setuptools>=77"], check=True)
     (tmp_path / "board.env").write_text("BOARD=Pynq-Z1\n")
     arguments = [tmp_path / "board.env", python, tmp_path / "state", collected["runtime"]]
-    subprocess.run([release / "install", *arguments], check=True)
+    subprocess.run([release / "install", "activate", *arguments], check=True)
     assert (tmp_path / "state" / "runtime").read_text().strip() == collected["runtime"]
     site = next((tmp_path / "pynq").glob("lib/python*/site-packages"))
     for platform in (STANDIN / f"{BITFILES}.d").iterdir():

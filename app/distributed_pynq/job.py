@@ -44,7 +44,7 @@ WINDOW = 3
 CHUNK_S = 0.15
 LAST_CHUNK_S = 0.02
 # Tasks a second that client and scheduler manage: the more boards, the longer their chunks.
-TASKS_PER_S = 200
+TASKS_PER_S = 100
 # The first chunks of a device, which may be nowhere near as fast as published: the first of them,
 # and records in any of them.
 FIRST_CHUNK_S = 0.04

@@ -450,6 +450,21 @@ def test_pace_does_not_drift(monkeypatch):
     assert microseconds == 200000
 
 
+def test_a_late_sleep_is_made_up_for_by_one_batch_at_most(monkeypatch):
+    module = fabric()
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+
+    def sleep(seconds):
+        clock[0] += seconds + (10 if clock[0] == 0 else 0)
+
+    monkeypatch.setattr(module.time, "sleep", sleep)
+    paced = module.Fabric(rate=1000)
+    for _ in range(100):
+        paced.run(lambda images: "done", bytes(50))
+    assert clock[0] == pytest.approx(10 + 99 * 0.05)
+
+
 def test_settings_of_a_stand_in():
     module = fabric()
     assert module.parse_rate("") == float("inf")

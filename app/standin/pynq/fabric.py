@@ -122,12 +122,11 @@ class Fabric:
             result = compute(images)
             busy = max(time.perf_counter() - start, len(images) / self.rate) + delay
             # A sleep ends a little late. The next one makes up for it, or else the delays of a long
-            # run would add up.
+            # run would add up; but by one batch at most: no FPGA does in an instant what its host
+            # had no time for.
             end = start + busy - self._late
-            rest = end - time.perf_counter()
-            if rest > 0:
-                time.sleep(rest)
-                self._late = time.perf_counter() - end
+            time.sleep(max(0.0, end - time.perf_counter()))
+            self._late = min(busy, time.perf_counter() - end)
         return result, max(1, round(busy * 1e6))
 
 

@@ -3,6 +3,7 @@
 import functools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,9 @@ LOCKS = ROOT / "app" / "requirements"
 
 # Stand-ins share this machine's cores; waiting for one another, BLAS's threads would take them all.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# A shell has what it starts in the background ignore Ctrl-C, and with it all that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Overlays are computed here too, to say what a stand-in board should answer.
 sys.path.insert(0, str(STANDIN))

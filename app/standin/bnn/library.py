@@ -118,7 +118,9 @@ class Library:
         """Images of a file as uint8 (n, 3073) or (n, 784), as tiny-cnn's parsers read them."""
         self._init()
         try:
-            content = np.fromfile(path.decode(), np.uint8)
+            # Mapped, it is read while the batch takes its time.
+            empty = os.path.getsize(path) == 0
+            content = np.empty(0, np.uint8) if empty else np.memmap(path.decode(), np.uint8, "r")
         except OSError:
             terminate("tiny_cnn::nn_error", "failed to open file:" + path.decode())
         if self._cnv:

@@ -22,6 +22,8 @@ description:
   - What has no wheel is carried as source. Pure Python is built here, the rest on the first board
     of a kind, with O(tools). What that one built goes into the archive of the others.
   - The archive's name says what went into it. One that is there already is not collected again.
+  - What is locked is downloaded once, so that a release of another version of our package alone
+    needs no internet.
 options:
   folder:
     description: Where archives are kept.
@@ -165,11 +167,18 @@ def project(file):
 
 
 def allow(requirements, wheel):
-    """The requirements, with the hash of a wheel of our making for what they pin."""
+    """The requirements, with the hash of a wheel, unless they have it, for what they pin."""
     name = project(wheel)[0].replace("-", "[-_.]+")
     sha = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if sha in requirements:
+        return requirements
     pinned = re.compile(rf"^{name}==[^\\\n]+", re.IGNORECASE | re.MULTILINE)
     return pinned.sub(rf"\g<0> --hash=sha256:{sha} ", requirements, count=1)
+
+
+def sources_in(folder):
+    """What a folder has as source only."""
+    return sorted(file for file in folder.iterdir() if file.suffix != ".whl")
 
 
 def newer(one, other):
@@ -195,6 +204,25 @@ class Collector:
             self.module.fail_json(msg="{}: {}".format(command[0], "\n".join(lines[-5:])))
         return printed
 
+    def locked(self, lock, *options):
+        """Folder of what is locked and fits the machine, as wheels where that can be."""
+        fits = [self.asked[name] for name in ("python", "machine", "glibc")]
+        key = hashlib.sha256(json.dumps([Path(lock).read_text(), *fits]).encode()).hexdigest()
+        kept = Path(self.asked["folder"], "locked", key[:10])
+        if not kept.exists():
+            kept.parent.mkdir(exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
+                wheels, built = Path(scratch, "wheels"), Path(scratch, "built")
+                self.download(lock, wheels, *options)
+                for source in sources_in(wheels):
+                    # What does not build here may do so where it belongs.
+                    self.module.run_command(
+                        [*self.pip, "wheel", "--wheel-dir", str(built), "--no-deps", str(source)]
+                    )
+                self.replace_sources(wheels, built.glob("*-none-any.whl"))
+                os.replace(wheels, kept)
+        return kept
+
     def download(self, lock, folder, *options):
         """Download what is locked and fits the machine."""
         tags = platforms(self.asked["machine"], self.asked["glibc"])
@@ -205,22 +233,31 @@ class Collector:
             *(option for tag in tags for option in ("--platform", tag)),
         )
 
+    def replace_sources(self, folder, wheels):
+        """Put those wheels into a folder that it has the sources of."""
+        built = {project(wheel): wheel for wheel in wheels}
+        for source in sources_in(folder):
+            if project(source) in built:
+                shutil.copy(built[project(source)], folder)
+                source.unlink()
+
     def wheels(self):
         """Collect the locked wheels and our own; requirements.txt names all with hashes."""
         wheels = self.folder / "wheels"
-        self.download(self.asked["lock"], wheels)
-        requirements = Path(self.asked["lock"]).read_text().rstrip() + "\n"
+        shutil.copytree(self.locked(self.asked["lock"]), wheels)
         with tempfile.TemporaryDirectory() as scratch:
-            for source in self.sources():
-                wheel = self.wheel_of(source, Path(scratch))
-                if wheel:
-                    shutil.copy(wheel, wheels)
-                    requirements = allow(requirements, wheel)
-                    source.unlink()
+            for archive in self.built.glob("*.tar"):
+                with tarfile.open(archive) as tar:
+                    tar.extractall(scratch, filter="data")
+            self.replace_sources(wheels, Path(scratch).glob("*.whl"))
+        requirements = Path(self.asked["lock"]).read_text().rstrip() + "\n"
+        for wheel in sorted(wheels.iterdir()):
+            requirements = allow(requirements, wheel)
         sources_left = [source.name for source in self.sources()]
         if sources_left and self.asked["tools"]:
-            self.download(self.asked["tools"], self.folder / "tools", "--only-binary=:all:")
-            shutil.copy(self.asked["tools"], self.folder / "tools" / "requirements.txt")
+            tools = self.folder / "tools"
+            shutil.copytree(self.locked(self.asked["tools"], "--only-binary=:all:"), tools)
+            shutil.copy(self.asked["tools"], tools / "requirements.txt")
         elif sources_left:
             missing = ", ".join(sources_left)
             self.module.fail_json(msg=f"no wheel for {self.asked['machine']}: {missing}")
@@ -230,29 +267,18 @@ class Collector:
                 target = Path(scratch, path.relative_to(package))
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, target)
-            self.run(*self.pip, "wheel", "--wheel-dir", str(wheels), "--no-deps", scratch)
+            # With this environment's setuptools: another one would have to be downloaded.
+            self.run(
+                *(*self.pip, "wheel", "--wheel-dir", str(wheels), "--no-deps"),
+                *("--no-build-isolation", scratch),
+            )
         own = next(wheels.glob("distributed_pynq-*.whl"))
         requirements = allow(requirements + f"distributed-pynq=={project(own)[1]}\n", own)
         (self.folder / "requirements.txt").write_text(requirements)
 
     def sources(self):
         """What was to be had as source only."""
-        return sorted(file for file in (self.folder / "wheels").iterdir() if file.suffix != ".whl")
-
-    def wheel_of(self, source, scratch):
-        """The wheel of a source, built by a machine of this kind before or pure; or None."""
-        for archive in self.built.glob("*.tar"):
-            with tarfile.open(archive) as tar:
-                tar.extractall(scratch, filter="data")
-        wheels = {project(wheel): wheel for wheel in scratch.glob("*.whl")}
-        if project(source) not in wheels:
-            # What does not build here may do so where it belongs.
-            self.module.run_command(
-                [*self.pip, "wheel", "--wheel-dir", str(scratch), "--no-deps", str(source)]
-            )
-            pure = scratch.glob("*-none-any.whl")
-            wheels = {project(wheel): wheel for wheel in pure}
-        return wheels.get(project(source))
+        return sources_in(self.folder / "wheels")
 
     def files(self):
         """Copy single files."""

@@ -76,12 +76,15 @@ inventory:
 test: $(VENV)/test ## Run everything this machine can run; name what is left out, and why
 	$(BIN)/python -m pytest tests -rs $(ARGS)
 
-.PHONY: test-images test-long
+.PHONY: test-images test-long test-armhf
 test-images: $(VENV)/test ## Deploy to stand-ins with the PYNQ images that test leaves out
 	FLEET_IMAGES="2.6 2.7 3.1" $(BIN)/python -m pytest tests/fleet/test_images.py $(ARGS)
 
 test-long: $(VENV)/test ## Enrol stand-ins; break, upgrade, renew and remove them while a job runs
 	FLEET_LONG=yes $(BIN)/python -m pytest tests/fleet/test_enrol.py tests/fleet/test_outages.py tests/fleet/test_life.py $(ARGS)
+
+test-armhf: $(VENV)/test ## Build and run a release on an emulated Pynq-Z1; wants apt-get install qemu-user-static
+	FLEET_ARMHF=yes $(BIN)/python -m pytest tests/fleet/test_armhf.py -rs $(ARGS)
 
 lint: $(VENV)/test ## Check style and types
 	$(BIN)/ruff check .

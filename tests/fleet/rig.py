@@ -29,6 +29,9 @@ sys.path.insert(0, str(ROOT / "images"))
 import fleet as stand_ins  # noqa: E402
 
 ANSIBLE = ROOT / "ansible"
+MODULES = ANSIBLE / "collections/ansible_collections/distributed_pynq/boards/plugins/modules"
+RELEASE = MODULES / "release.py"
+REQUIREMENTS = ROOT / "app" / "requirements"
 DEPLOYMENT = stand_ins.DEPLOYMENT
 SCHEDULER = "distributed-pynq-scheduler"
 PLAYBOOK_LIMIT_S = 1800
@@ -83,6 +86,19 @@ def playbook(
         for host, counts in re.findall(r"^(\S+) +: (ok=.*)$", process.stdout, re.MULTILINE)
     }
     return Run(process.returncode, process.stdout, recap)
+
+
+def release(folder: Path, lock: Path, **options: object) -> dict[str, Any]:
+    """What the module `release` answers, run as Ansible runs it."""
+    arguments = {"folder": str(folder), "package": str(ROOT / "app"), "lock": str(lock), **options}
+    process = subprocess.run(
+        [sys.executable, RELEASE],
+        check=False,
+        input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return dict(json.loads(process.stdout))
 
 
 class Fleet:

@@ -2,48 +2,25 @@
 
 import hashlib
 import io
-import json
 import re
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import rig
 
-APP = rig.ROOT / "app"
-REQUIREMENTS = APP / "requirements"
-MODULE = (
-    rig.ANSIBLE
-    / "collections/ansible_collections/distributed_pynq/boards/plugins/modules/release.py"
-)
+LOCK = rig.REQUIREMENTS / "board-3.10-2026.8.0.lock"
 
 
 def collect(folder: Path, machine: str, *packages: str, **options: str) -> dict[str, Any]:
     """What the module answers for a few of the locked packages."""
-    whole = (REQUIREMENTS / "board-3.10-2026.8.0.lock").read_text()
     blocks = re.findall(
-        rf"^(?:{'|'.join(packages)})==.*?(?=^\S|\Z)", whole, re.DOTALL | re.MULTILINE
+        rf"^(?:{'|'.join(packages)})==.*?(?=^\S|\Z)", LOCK.read_text(), re.DOTALL | re.MULTILINE
     )
     lock = folder / "some.lock"
     lock.write_text("".join(blocks))
-    arguments = {
-        "folder": str(folder / "releases"),
-        "package": str(APP),
-        "lock": str(lock),
-        "python": "3.10",
-        "machine": machine,
-        "glibc": "2.35",
-        **options,
-    }
-    run = subprocess.run(
-        [sys.executable, MODULE],
-        input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    return json.loads(run.stdout)
+    asked = {"python": "3.10", "machine": machine, "glibc": "2.35", **options}
+    return rig.release(folder / "releases", lock, **asked)
 
 
 def content(answer: dict[str, Any]) -> dict[str, bytes]:
@@ -70,7 +47,7 @@ def test_sources_without_tools_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_one_board_built_goes_to_the_others(tmp_path: Path) -> None:
-    tools = str(REQUIREMENTS / "tools-3.10.lock")
+    tools = str(rig.REQUIREMENTS / "tools-3.10.lock")
     first = collect(tmp_path, "armv7l", "markupsafe", "psutil", tools=tools)
     assert first["sources"]
     files = content(first)

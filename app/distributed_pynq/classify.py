@@ -16,6 +16,8 @@ from .predictions import Predictions
 # floats: 1,000 of a CNV network fit a board of 512 MB.
 BNN_LIMIT = 10_000
 BNN_BYTES = {"cnv": 1 << 19, "lfc": 1 << 15}
+# Bytes of a chunk, of which a worker has several at a time.
+CHUNK_BYTES = 8 << 20
 
 
 class Classification(Job[Predictions]):
@@ -62,8 +64,9 @@ class Classification(Job[Predictions]):
         self.class_names = answer["classes"]
 
     def chunk_max(self, memory: int) -> int:
-        """As many images as fit the memory, and bnn-pynq."""
-        return min(BNN_LIMIT, max(1, memory // BNN_BYTES[self.network.kind]))
+        """As many images as fit the board's memory, bnn-pynq, and the worker's."""
+        fit = memory // BNN_BYTES[self.network.kind]
+        return max(1, min(fit, BNN_LIMIT, CHUNK_BYTES // self.network.travel_bytes))
 
     def encode(self, start: int, stop: int) -> tuple[Any, dict[str, Any]]:
         """Records in the form the network travels in."""

@@ -4,16 +4,17 @@ import concurrent.futures
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import parameter_sets
-from conftest import STANDIN
 from distributed_pynq import worker
 from overlays import classes, plain
 from overlays.parameters import read
 
+STANDIN = Path(__file__).resolve().parents[2] / "app" / "standin"
 NETWORK = "lfcW1A1"
 CLASSES = {"noise": 10, "other": 3}
 IMAGES = np.random.default_rng(4).integers(0, 2, (40, 784), np.uint8) * 255

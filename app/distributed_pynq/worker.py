@@ -135,8 +135,8 @@ class Driver:
     def send(self, request):
         """Send a request, and return what `receive` knows it by: its number, and what it does."""
         with self._turn:
-            # Of one that is dead whoever waits for the answer learns.
-            with contextlib.suppress(OSError):
+            # Of one that is dead, or stopped already, whoever waits for the answer learns.
+            with contextlib.suppress(OSError, ValueError):
                 self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._sent += 1
             return self._sent, request["do"]

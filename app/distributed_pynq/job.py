@@ -101,8 +101,7 @@ class Board:
     faults_in_a_row: int = 0
     pause_s: float = PAUSE_S
     aside_until: float = 0.0
-    under_way: int = 0
-    ahead: int = 0
+    under_way: list[Chunk] = field(default_factory=list)
     slots: list[asyncio.Task[None]] = field(default_factory=list)
 
     @property
@@ -481,8 +480,7 @@ class Job(abc.ABC, Generic[Kept]):
             if chunk is None:
                 await self._news.wait()
                 continue
-            board.under_way += 1
-            board.ahead += len(chunk)
+            board.under_way.append(chunk)
             try:
                 self._collect(board, chunk, await self._process(board, chunk))
             except (task.DeviceFault, task.RequestError) as error:
@@ -496,8 +494,7 @@ class Job(abc.ABC, Generic[Kept]):
                 self._lost(board, chunk, f"{type(error).__name__}: {error}")
                 await asyncio.sleep(WATCH_S)
             finally:
-                board.under_way -= 1
-                board.ahead -= len(chunk)
+                board.under_way.remove(chunk)
 
     def _size(self, board: Board) -> int:
         if self.chunk is not None:
@@ -508,9 +505,9 @@ class Job(abc.ABC, Generic[Kept]):
         share_s = self._work.uncut / sum(b.rate for b in boards) / WINDOW
         wanted_s = max(shortest_s, min(CHUNK_S, share_s))
         # No larger than what the board has before it, so that it is there in time.
-        largest = max(FIRST_CHUNK, board.ahead)
+        largest = max(FIRST_CHUNK, sum(map(len, board.under_way)))
         if not board.chunks:
-            wanted_s = FIRST_CHUNK_S * (1 + board.under_way)
+            wanted_s = FIRST_CHUNK_S * (1 + len(board.under_way))
             largest = FIRST_CHUNK
         return max(1, min(int(board.rate * wanted_s), largest, self.chunk_max(board.memory)))
 

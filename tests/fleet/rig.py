@@ -29,8 +29,7 @@ sys.path.insert(0, str(ROOT / "images"))
 import fleet as stand_ins  # noqa: E402
 
 ANSIBLE = ROOT / "ansible"
-MODULES = ANSIBLE / "collections/ansible_collections/distributed_pynq/boards/plugins/modules"
-RELEASE = MODULES / "release.py"
+RELEASE = stand_ins.PLUGINS / "modules" / "release.py"
 REQUIREMENTS = ROOT / "app" / "requirements"
 DEPLOYMENT = stand_ins.DEPLOYMENT
 SCHEDULER = "distributed-pynq-scheduler"

@@ -4,7 +4,6 @@ The tests are a story: each goes on where the one before ended.
 """
 
 import contextlib
-import functools
 import queue
 import re
 import shutil
@@ -69,8 +68,6 @@ class Walk:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            # Who runs these tests in the background has Ctrl-C ignored, and so would this.
-            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         self.lines = queue.Queue()
         self.output = ""

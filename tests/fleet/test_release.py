@@ -12,10 +12,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import rig
 
-ROOT = Path(__file__).resolve().parents[2]
-STANDIN = ROOT / "app" / "standin"
-MODULE = ROOT / "ansible/collections/ansible_collections/distributed_pynq/boards/plugins/modules"
+STANDIN = rig.ROOT / "app" / "standin"
 BITFILES = "finn_examples/bitfiles/bitfiles.zip"
 SETUP = """\
 from setuptools import find_packages, setup
@@ -67,27 +66,19 @@ def source(tmp_path: Path, bitfiles: Path) -> Path:
 @pytest.fixture
 def collect(tmp_path: Path):
     """Run the module as Ansible does, for one small wheel and a runtime."""
-    lock = (ROOT / "app/requirements/test.lock").read_text()
+    lock = (rig.REQUIREMENTS / "test.lock").read_text()
     (tmp_path / "lock").write_text(re.search(r"^iniconfig==.*?\n(?=\w)", lock, re.M | re.S).group())
 
     def collect(**options: str) -> dict:
-        options = {
-            "folder": str(tmp_path / "releases"),
-            "package": str(ROOT / "app"),
-            "lock": str(tmp_path / "lock"),
-            "python": "3.10",
-            "machine": "armv7l",
-            "glibc": "2.35",
-            "files": {"install": str(ROOT / "ansible/roles/requirements/files/install")},
+        return rig.release(
+            tmp_path / "releases",
+            tmp_path / "lock",
+            python="3.10",
+            machine="armv7l",
+            glibc="2.35",
+            files={"install": str(rig.ANSIBLE / "roles/requirements/files/install")},
             **options,
-        }
-        done = subprocess.run(
-            [sys.executable, MODULE / "release.py"],
-            input=json.dumps({"ANSIBLE_MODULE_ARGS": options}),
-            capture_output=True,
-            text=True,
         )
-        return json.loads(done.stdout)
 
     return collect
 

@@ -37,6 +37,11 @@ def expected(sets):
     return {name: classes.lfc_many(words[name], count) for name, count in CLASSES.items()}
 
 
+def settings(params):
+    """What must be loaded for a parameter set."""
+    return {"network": NETWORK, "params": params}
+
+
 @pytest.fixture
 def device(monkeypatch, sets, tmp_path):
     """A device whose first driver hangs in its first batch."""
@@ -47,7 +52,7 @@ def device(monkeypatch, sets, tmp_path):
     with monkeypatch.context() as first:
         first.setenv("DISTRIBUTED_PYNQ_STANDIN_FAULT", "hang@1")
         device = worker.Device()
-    device.load("classify", {"network": NETWORK, "params": "noise"})
+    device.load("classify", settings("noise"))
     yield device
     device.close()
     assert not any(path.is_dir() for path in tmp_path.iterdir())
@@ -60,13 +65,16 @@ def pool():
         yield pool
 
 
-def run(device, params="noise", limit=60.0):
-    """What the device says of the images."""
-    settings = {"network": NETWORK, "params": params}
+def ask(device, params="noise", limit=60.0):
+    """The device's answer to a request to classify the images."""
     request = {"records": len(IMAGES), "scores": False}
     payload = np.packbits(IMAGES >= 128, axis=1)
-    answer = device.run("classify", settings, payload, request, limit)
-    return np.frombuffer(answer["output"], "<i2")
+    return device.run("classify", settings(params), payload, request, limit)
+
+
+def run(device, params="noise", limit=60.0):
+    """The classes in that answer."""
+    return np.frombuffer(ask(device, params, limit)["output"], "<i2")
 
 
 def test_only_the_request_that_hangs_is_blamed(device, pool, expected):
@@ -109,7 +117,5 @@ def test_two_jobs_take_turns(device, pool, expected):
 def test_death_while_idle_is_told_with_the_next_answer(device):
     os.kill(device.description["pid"], signal.SIGKILL)
     time.sleep(TURN_S)
-    settings = {"network": NETWORK, "params": "noise"}
-    request = {"records": 1, "scores": False}
-    answers = [device.run("classify", settings, bytes(98), request, 60.0) for _ in range(2)]
+    answers = [ask(device) for _ in range(2)]
     assert [answer["faults"] for answer in answers] == [["driver died while idle"], []]

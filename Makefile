@@ -29,8 +29,8 @@ endif
 
 ##@ Fleet
 .PHONY: fleet fleet-down enrol boot-files deploy check status upgrade remove-board reset backup restore
-fleet: $(VENV)/deploy ## Start BOARDS stand-ins with IMAGE (2.5, 3.0 ...), and a server with CARDS; write inventory.fleet.ini
-	$(BIN)/python images/fleet.py up --boards $(BOARDS) --cards $(CARDS) $(addprefix --image ,$(IMAGE)) $(ARGS)
+fleet: $(VENV)/deploy ## Start BOARDS stand-ins with IMAGE (2.5, or 2.5,3.0 in turn), and a server with CARDS; write inventory.fleet.ini
+	$(BIN)/python images/fleet.py up --boards $(BOARDS) --cards $(CARDS) $(addprefix --images ,$(IMAGE)) $(ARGS)
 
 fleet-down: $(VENV)/deploy ## Remove them
 	$(BIN)/python images/fleet.py down
@@ -78,7 +78,7 @@ test: $(VENV)/test ## Run everything this machine can run; name what is left out
 
 .PHONY: test-images test-long test-armhf
 test-images: $(VENV)/test ## Deploy to stand-ins with the PYNQ images that test leaves out
-	FLEET_IMAGES="2.6 2.7 3.1" $(BIN)/python -m pytest tests/fleet/test_images.py $(ARGS)
+	FLEET_IMAGES="2.6 2.7 3.1 2.5,3.0" $(BIN)/python -m pytest tests/fleet/test_images.py $(ARGS)
 
 test-long: $(VENV)/test ## Enrol stand-ins; break, upgrade, renew and remove them while a job runs
 	FLEET_LONG=yes $(BIN)/python -m pytest tests/fleet/test_enrol.py tests/fleet/test_outages.py tests/fleet/test_life.py $(ARGS)

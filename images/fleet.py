@@ -1,11 +1,12 @@
 """Stand-in boards in containers: factory-fresh, on a network of their own, with an inventory.
 
-usage: fleet.py up [--boards N] [--cards N] [--image 3.0] [--off] | down
+usage: fleet.py up [--boards N] [--cards N] [--images 2.5,3.0] [--off] | down
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import os
@@ -16,6 +17,8 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
@@ -54,11 +57,12 @@ CGROUPS = {
     "2": ["--cgroupns", "host", "--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw"],
 }
 
-BNN_SETUP = """\
+SETUP = """\
 from setuptools import find_packages, setup
 
-setup(name="bnn-pynq", version="0.1", packages=find_packages(), include_package_data=True)
+setup(name={!r}, version="0.1", packages=find_packages(), include_package_data=True)
 """
+BITFILES = "finn_examples/bitfiles/bitfiles.zip"
 
 
 def docker(*arguments: str, stdin: bytes | None = None) -> str:
@@ -68,30 +72,37 @@ def docker(*arguments: str, stdin: bytes | None = None) -> str:
     return printed.decode().strip()
 
 
-def up(boards: int, cards: int = 0, image: str = IMAGE, off: bool = False) -> None:
-    """Start a fresh fleet of a PYNQ image and write its inventory, in place of the fleet there is.
+def up(boards: int, cards: int = 0, images: Sequence[str] = (IMAGE,), off: bool = False) -> None:
+    """Start a fresh fleet and write its inventory, in place of the fleet there is.
 
-    With cards there is a server with so many beside the boards. Machines that are off are made, but
-    not started, and get no lease: switched on with docker start, a board comes up at the address
-    that every card has.
+    Boards take the PYNQ images in turn. With cards there is a server with so many beside them, with
+    the last image. Machines that are off are made, but not started, and get no lease: switched on
+    with docker start, a board comes up at the address that every card has.
 
     Raises SystemExit where there is no Docker engine or a board does not boot.
     """
     down()
-    build_image(image)
+    for image in images:
+        build_image(image)
     docker("network", "create", "--internal", "--subnet", SUBNET, "--gateway", HOST, NETWORK)
-    machines = {name(n): (bootstrap_address(n), "Pynq-Z1") for n in range(1, boards + 1)}
+    machines = {
+        name(n): (bootstrap_address(n), "Pynq-Z1", image_of(n, images))
+        for n in range(1, boards + 1)
+    }
     if cards:
-        machines[SERVER] = SERVER_ADDRESS, "server"
-    for machine, (address, kind) in machines.items():
+        machines[SERVER] = SERVER_ADDRESS, "server", images[-1]
+    for machine, (address, kind, image) in machines.items():
         start(machine, address, kind, image, off)
     if not off:
-        for machine, (address, _) in machines.items():
+        for machine, (address, _, _) in machines.items():
             await_ssh(machine, address)
-    pack_bnn(STATE / "bnn-pynq.tar.gz")
-    INVENTORY.write_text(inventory(boards, cards, image, off))
+    STATE.mkdir(exist_ok=True)
+    pack_bnn(STATE)
+    pack_finn(STATE)
+    INVENTORY.write_text(inventory(boards, cards, images, off))
     print(
-        f"{', '.join(machines)}: {'off' if off else 'up'}, with image {image}, see {INVENTORY.name}"
+        f"{', '.join(machines)}: {'off' if off else 'up'}, with image {' and '.join(images)}, "
+        f"see {INVENTORY.name}"
     )
 
 
@@ -112,6 +123,11 @@ def down() -> None:
 def name(number: int) -> str:
     """Inventory name of a board."""
     return f"z1-{number:02}"
+
+
+def image_of(number: int, images: Sequence[str]) -> str:
+    """PYNQ image of a board."""
+    return images[(number - 1) % len(images)]
 
 
 def bootstrap_address(number: int) -> str:
@@ -210,27 +226,46 @@ def await_ssh(board: str, address: str) -> None:
     sys.exit(f"fleet: {board} does not answer at {address} after {BOOT_LIMIT_S:.0f} s")
 
 
-def pack_bnn(archive: Path) -> None:
+def pack_bnn(folder: Path) -> None:
     """Pack the double of BNN-PYNQ as a source archive, with its parameter sets if they are here."""
-    archive.parent.mkdir(exist_ok=True)
-    data = os.environ.get("DISTRIBUTED_PYNQ_DATA")
-    parameters = Path(data or "", "bnn-pynq", "params.tar.gz")
-    with tarfile.open(archive, "w:gz") as tar:
-        _add_text(tar, "bnn-pynq/setup.py", BNN_SETUP)
+    with tarfile.open(folder / "bnn-pynq.tar.gz", "w:gz") as tar:
+        _add_text(tar, "bnn-pynq/setup.py", SETUP.format("bnn-pynq"))
         _add_text(tar, "bnn-pynq/MANIFEST.in", "graft bnn\n")
         tar.add(ROOT / "app/standin/bnn", "bnn-pynq/bnn", filter=_source)
-        if data and parameters.is_file():
-            with tarfile.open(parameters) as sets:
-                for member in filter(tarfile.TarInfo.isfile, sets):
-                    content = sets.extractfile(member)
-                    member.name = f"bnn-pynq/bnn/params/{Path(member.name)}"
-                    tar.addfile(member, content)
+        _add_parameters(tar, "bnn-pynq/bnn/params", lambda path: True)
 
 
-def inventory(boards: int, cards: int, image: str, off: bool) -> str:
+def pack_finn(folder: Path) -> None:
+    """Pack the double of finn-examples as the real one is: its source, bitstreams apart from it.
+
+    The source has a link to them in their place, and what the double computes with, where that is
+    at hand.
+    """
+    standin = ROOT / "app" / "standin"
+    archives = folder / "bitfiles"
+    archives.mkdir(exist_ok=True)
+    linked = {}
+    for board in (standin / f"{BITFILES}.d").iterdir():
+        archive = archives / f"{board.name}.zip"
+        with zipfile.ZipFile(archive, "w") as packed:
+            for bitfile in board.iterdir():
+                packed.write(bitfile, bitfile.name)
+        md5 = hashlib.md5(archive.read_bytes()).hexdigest()
+        linked[board.name] = {"url": f"https://example.org/{archive.name}", "md5sum": md5}
+    with tarfile.open(folder / "finn-examples.tar.gz", "w:gz") as tar:
+        _add_text(tar, "finn-examples/setup.py", SETUP.format("finn_examples"))
+        _add_text(tar, "finn-examples/MANIFEST.in", "graft finn_examples\n")
+        _add_text(tar, f"finn-examples/{BITFILES}.link", json.dumps(linked))
+        for module in (standin / "finn_examples").glob("*.py"):
+            tar.add(module, f"finn-examples/finn_examples/{module.name}", filter=_source)
+        cifar10 = "finn-examples/finn_examples/params"
+        _add_parameters(tar, cifar10, lambda path: path.parts[:1] == ("cifar10",))
+
+
+def inventory(boards: int, cards: int, images: Sequence[str], off: bool) -> str:
     """The inventory of a fleet, as inventory.example.ini explains it."""
     rows = "\n".join(
-        f"{name(n)} {current}address=192.168.2.{10 + n}"
+        f"{name(n)} image={image_of(n, images)} {current}address=192.168.2.{10 + n}"
         for n in range(1, boards + 1)
         for current in ["" if off else f"ansible_host={bootstrap_address(n)} "]
     )
@@ -240,7 +275,6 @@ def inventory(boards: int, cards: int, image: str, off: bool) -> str:
 {rows}
 
 [boards:vars]
-image={image}
 board=Pynq-Z1
 # The double of BNN-PYNQ, whatever the image: finn-examples has no networks for our digits.
 runtime=bnn-pynq
@@ -248,16 +282,18 @@ runtime=bnn-pynq
 memory_max=1G
 board_environment={{"NUMBA_NUM_THREADS": "1", "NUMBA_CACHE_DIR": "/dev/shm/numba"}}
 
-{server(cards) if cards else ""}[scheduler]
+{server(cards, images[-1]) if cards else ""}[scheduler]
 host ansible_connection=local address={HOST} dashboard=127.0.0.1:8788
 
 [all:vars]
 subnet={SUBNET}
 bnn_source={STATE.name}/bnn-pynq.tar.gz
+finn_source={STATE.name}/finn-examples.tar.gz
+finn_bitfiles={STATE.name}/bitfiles
 """
 
 
-def server(cards: int) -> str:
+def server(cards: int, image: str) -> str:
     """The part of the inventory that describes the server."""
     addresses = [card_address(number) for number in range(1, cards + 1)]
     shells = [SHELLS[number % len(SHELLS)] for number in range(cards)]
@@ -274,7 +310,7 @@ def server(cards: int) -> str:
 servers
 
 [servers]
-{SERVER} ansible_host={SERVER_ADDRESS} address={SERVER_ADDRESS}
+{SERVER} image={image} ansible_host={SERVER_ADDRESS} address={SERVER_ADDRESS}
 
 [servers:vars]
 board=server
@@ -290,10 +326,30 @@ def _source(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
     return None if Path(member.name).name in cache else member
 
 
+def _add_parameters(tar: tarfile.TarFile, folder: str, wanted: Callable[[Path], bool]) -> None:
+    """Add those of BNN-PYNQ's parameter sets that are wanted, by their SET/NETWORK/FILE."""
+    sets = Path(os.environ.get("DISTRIBUTED_PYNQ_DATA", ""), "bnn-pynq", "params.tar.gz")
+    if "DISTRIBUTED_PYNQ_DATA" not in os.environ or not sets.is_file():
+        return
+    with tarfile.open(sets) as archive:
+        for member in filter(tarfile.TarInfo.isfile, archive):
+            if wanted(Path(member.name)):
+                content = archive.extractfile(member)
+                member.name = f"{folder}/{Path(member.name)}"
+                tar.addfile(member, content)
+
+
 def _add_text(tar: tarfile.TarFile, path: str, text: str) -> None:
     member = tarfile.TarInfo(path)
     member.size = len(text.encode())
     tar.addfile(member, io.BytesIO(text.encode()))
+
+
+def _images(words: str) -> list[str]:
+    images = words.split(",")
+    for image in set(images) - set(PROFILES):
+        raise argparse.ArgumentTypeError(f"{image!r} is none of {', '.join(PROFILES)}")
+    return images
 
 
 def main() -> None:
@@ -303,13 +359,13 @@ def main() -> None:
     starting = commands.add_parser("up")
     starting.add_argument("--boards", type=int, default=3)
     starting.add_argument("--cards", type=int, default=0, help="of a server beside them")
-    starting.add_argument("--image", choices=list(PROFILES), default=IMAGE)
+    starting.add_argument("--images", type=_images, default=IMAGE, help="as 2.5,3.0: in turn")
     starting.add_argument("--off", action="store_true", help="to be switched on one by one")
     commands.add_parser("down")
     arguments = parser.parse_args()
     try:
         if arguments.command == "up":
-            up(arguments.boards, arguments.cards, arguments.image, arguments.off)
+            up(arguments.boards, arguments.cards, arguments.images, arguments.off)
         else:
             down()
     except subprocess.CalledProcessError as error:

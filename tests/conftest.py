@@ -36,26 +36,30 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def board_python() -> Callable[[str], Path]:
-    """An interpreter such as boards have, by version ("3.6"), with what worker and bnn import."""
+def board_python() -> Callable[..., Path]:
+    """An interpreter such as boards have, by version ("3.6"), with what worker and bnn import.
+
+    Its distributed is the newest of its image's, or another locked one.
+    """
     return functools.lru_cache(None)(_board_python)
 
 
 @pytest.fixture(scope="session")
 def host_python() -> Callable[[str], Path]:
-    """The host's interpreter in a cluster of boards with that version of Python."""
+    """The host's interpreter in a cluster whose oldest boards have that version of Python."""
     return functools.lru_cache(None)(_host_python)
 
 
-def _board_python(version: str) -> Path:
-    lock = _board_lock(version)
-    dask = ["-r", lock] if lock else [f"distributed=={distributed.__version__}"]
-    return _environment(f"py{version.replace('.', '')}", version, *dask, "numpy", "pillow")
+def _board_python(version: str, dask: str = "") -> Path:
+    lock = LOCKS / f"board-{version}-{dask}.lock" if dask else _board_lock(version)
+    wanted = ["-r", lock] if lock else [f"distributed=={distributed.__version__}"]
+    name = f"py{version.replace('.', '')}{dask and '-'}{dask}"
+    return _environment(name, version, *wanted, "numpy", "pillow")
 
 
 def _host_python(version: str) -> Path:
     lock = _board_lock(version)
-    wanted = lock.stem.rpartition("-")[2] if lock else distributed.__version__
+    wanted = _dask(lock) if lock else distributed.__version__
     if wanted == distributed.__version__:
         return Path(sys.executable)
     job = LOCKS / f"job-{wanted}.lock"
@@ -63,8 +67,13 @@ def _host_python(version: str) -> Path:
 
 
 def _board_lock(version: str) -> Path | None:
-    """Locked requirements of boards with that Python; no image has the newest yet."""
-    return next(LOCKS.glob(f"board-{version}-*.lock"), None)
+    """Newest locked requirements of boards with that Python; no image has the newest yet."""
+    locks = LOCKS.glob(f"board-{version}-*.lock")
+    return max(locks, key=lambda lock: [*map(int, _dask(lock).split("."))], default=None)
+
+
+def _dask(lock: Path) -> str:
+    return lock.stem.rpartition("-")[2]
 
 
 def _environment(name: str, version: str, *requirements: str | Path) -> Path:

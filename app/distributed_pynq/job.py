@@ -333,6 +333,7 @@ class Job(abc.ABC, Generic[Kept]):
             for name, address in present.items()
         }
         refusals: dict[str, Exception] = {}
+        pythons: set[str] = set()
         for name, load in loads.items():
             board = self._board(name)
             try:
@@ -343,11 +344,12 @@ class Job(abc.ABC, Generic[Kept]):
                 continue
             board.device = answer["device"]
             self.loaded(answer)
+            pythons.add(answer["python"])
             self.versions = {
                 "distributed_pynq": __version__,
                 "distributed": answer["distributed"],
                 "python": platform.python_version(),
-                "board_python": answer["python"],
+                "board_python": ", ".join(sorted(pythons)),
             }
         if len(refusals) == len(loads):
             told = "; ".join(f"{name}: {error}" for name, error in refusals.items())

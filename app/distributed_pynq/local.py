@@ -48,8 +48,8 @@ class Cluster:
     protocol
         "tls", or "tcp" where a benchmark asks what encryption costs.
     python
-        Interpreter of scheduler and boards, by default this one. Another one needs distributed and
-        this package on its path.
+        Interpreter of scheduler and boards, by default this one. Another one needs the same version
+        of distributed, and this package on its path.
 
     Raises
     ------
@@ -91,10 +91,11 @@ class Cluster:
         options = ["--host", self._host, "--port", str(self._port), *LOOPBACK_DASHBOARD]
         self._start("scheduler", "dask_scheduler", options, {})
 
-    def start_board(self, name: str, **environment: str) -> None:
+    def start_board(self, name: str, python: str | Path | None = None, **environment: str) -> None:
         """Start one stand-in board's worker, with settings of its own in the environment.
 
-        The worker of one device of several is NAME/DEVICE; the devices of a board share its memory.
+        Its interpreter is the cluster's, unless it has one of its own. The worker of one device of
+        several is NAME/DEVICE; the devices of a board share its memory.
         """
         memory = self.folder / name.partition("/")[0]
         memory.mkdir(exist_ok=True)
@@ -111,7 +112,7 @@ class Cluster:
         }
         if self._parameters is not None:
             settings["DISTRIBUTED_PYNQ_PARAMS"] = str(self._parameters)
-        self._start(name, "dask_worker", options, settings | environment)
+        self._start(name, "dask_worker", options, settings | environment, python)
 
     def start_server(self, name: str, cards: int, **environment: str) -> None:
         """Start the workers of a stand-in server with so many cards of one kind."""
@@ -171,9 +172,14 @@ class Cluster:
         raise ClusterError(f"{what} did not come up within {START_LIMIT_S:g} s")
 
     def _start(
-        self, name: str, program: str, options: list[str], environment: dict[str, str]
+        self,
+        name: str,
+        program: str,
+        options: list[str],
+        environment: dict[str, str],
+        python: str | Path | None = None,
     ) -> None:
-        command = [self._python, "-m", f"distributed.cli.{program}", *options]
+        command = [str(python or self._python), "-m", f"distributed.cli.{program}", *options]
         command += ["--scheduler-file", str(self.folder / "scheduler.json")]
         command += ["--preload", "distributed_pynq.tether"]
         own = {"DASK_CONFIG": str(self.folder), tether.FOLDER_VARIABLE: str(self.folder)}

@@ -1,6 +1,7 @@
 """Lock what the profiles of ansible/group_vars/all/profiles.yml need, and delete other such locks.
 
-board-PYTHON-DISTRIBUTED.lock  a worker on a board, and the scheduler
+board-PYTHON-DISTRIBUTED.lock  a worker on a board, and the scheduler; beside older boards it runs
+                               the distributed of those
 job-DISTRIBUTED.lock           the host's side of our package, where a job runs
 standin-PYTHON.lock            what a stand-in board has of its own
 tools-PYTHON.lock              what a board builds sources with
@@ -48,7 +49,13 @@ def locks() -> Iterator[Path]:
     """Make every lock once, however many profiles share it."""
     facts = yaml.safe_load(FACTS.read_text())
     profiles = facts["profiles"].values()
-    for python, version in sorted({(p["python"], p["distributed"]) for p in profiles}):
+    versions = list(dict.fromkeys(p["distributed"] for p in profiles))
+    pairs = {
+        (p["python"], version)
+        for p in profiles
+        for version in versions[: versions.index(p["distributed"]) + 1]
+    }
+    for python, version in sorted(pairs):
         # pip: that of a board may know neither the wheels nor the options that are needed.
         wanted = [
             f"distributed=={version}",
@@ -57,7 +64,7 @@ def locks() -> Iterator[Path]:
             *COMPANIONS.get(version, ()),
         ]
         yield lock(f"board-{python}-{version}.lock", python, *wanted)
-    for version in sorted({p["distributed"] for p in profiles}):
+    for version in versions:
         wanted = [f"distributed=={version}", f"dask=={version}", "pip"]
         yield lock(f"job-{version}.lock", facts["job_image"]["python"], *wanted, extra="host")
     for python in sorted({p["python"] for p in profiles}):

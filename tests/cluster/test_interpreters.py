@@ -1,7 +1,7 @@
 """Whole jobs, with faults, on the Pythons of boards and their images' versions of distributed.
 
-As in a fleet, scheduler and boards run on the boards' Python, and the command on the host's; all of
-them with one version of distributed.
+As in a fleet, the scheduler runs on the oldest board's Python, and the command on the host's; all
+of them with one version of distributed, the newest that the oldest board can run.
 """
 
 import contextlib
@@ -44,25 +44,38 @@ def systemd(folder: Path, *names: str) -> Iterator[dict[str, str]]:
             assert own.recv(100) == b"READY=1\nWATCHDOG=1"
 
 
-def start_boards(cluster: local.Cluster, boards: dict[str, dict[str, str]]) -> None:
-    with systemd(cluster.folder, *boards) as notify:
-        for name, environment in boards.items():
+def start_boards(cluster: local.Cluster, pythons: dict[str, Path]) -> None:
+    with systemd(cluster.folder, *pythons) as notify:
+        for name, python in pythons.items():
             paced = {"DISTRIBUTED_PYNQ_STANDIN_RATE": str(RATE), "NOTIFY_SOCKET": notify[name]}
-            cluster.start_board(name, **paced, **environment)
+            fault = {"DISTRIBUTED_PYNQ_STANDIN_FAULT": "abort@20"} if name == "aborts" else {}
+            cluster.start_board(name, python, **paced, **fault)
 
 
-@pytest.mark.parametrize("version", ["3.6", "3.8", "3.10", "3.13"])
-def test_jobs_with_faults(version, board_python, host_python, start, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("versions", "dask"),
+    [
+        (["3.6"], ""),
+        (["3.8"], ""),
+        (["3.10"], ""),
+        (["3.13"], ""),
+        (["3.6", "3.8", "3.10"], "2021.3.0"),
+        (["3.8", "3.10"], "2023.5.0"),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, list) else value or "newest",
+)
+def test_jobs_with_faults(versions, dask, board_python, host_python, start, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(APP))
-    host = host_python(version)
+    oldest, *newer = versions
+    host = host_python(oldest)
+    pythons = [board_python(oldest), *(board_python(version, dask) for version in newer)]
+    boards = {"aborts": pythons[0], "works": pythons[len(pythons) // 2], "dies": pythons[-1]}
     digits = noisy_digits(tmp_path / "noisy-images-idx3-ubyte", RECORDS)
     colour = datasets.load("digits", CNV).records(0, 20)
     (tmp_path / "colour.bin").write_bytes(colour.tobytes())
     parameters = networks.parameter_root("digits", LFC)
-    with local.Cluster(parameters, python=board_python(version)) as cluster:
-        start_boards(
-            cluster, {"aborts": {"DISTRIBUTED_PYNQ_STANDIN_FAULT": "abort@20"}, "dies": {}}
-        )
+    with local.Cluster(parameters, python=pythons[0]) as cluster:
+        start_boards(cluster, boards)
         address = json.loads((cluster.folder / "scheduler.json").read_text())["address"]
 
         def classify(*job):
@@ -76,12 +89,13 @@ def test_jobs_with_faults(version, board_python, host_python, start, tmp_path, m
         for driver in psutil.Process(cluster.processes["aborts"].pid).children():
             driver.kill()
         cluster.stop("dies")
-        start_boards(cluster, {"dies": {}})
+        start_boards(cluster, {"dies": boards["dies"]})
         done = command.wait()
         assert done.code == 0, done.printed
         summary = done.summary
         assert (summary["classified"], summary["lost"], summary["duplicates"]) == (RECORDS, 0, 0)
-        assert summary["versions"]["board_python"].startswith(f"{version}.")
+        used = summary["versions"]["board_python"].split(", ")
+        assert {python.rpartition(".")[0] for python in used} == set(versions)
         faults = {fault["reason"].partition(":")[0] for fault in summary["faults"]}
         assert "driver died during 'run' (SIGABRT)" in faults
         assert summary["retries"] > 0

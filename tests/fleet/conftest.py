@@ -28,7 +28,7 @@ def factory_fresh(docker: None, request: pytest.FixtureRequest) -> Iterator[rig.
     """Boards that nobody has touched; the module says which, as BOARDS, CARDS and IMAGE."""
     cards = getattr(request.module, "CARDS", 0)
     image = getattr(request.module, "IMAGE", rig.stand_ins.IMAGE)
-    with rig.fresh_fleet(request.module.BOARDS, cards, image) as fleet:
+    with rig.fresh_fleet(request.module.BOARDS, cards, [image]) as fleet:
         yield fleet
 
 

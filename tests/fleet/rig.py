@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +103,18 @@ def release(folder: Path, lock: Path, **options: object) -> dict[str, Any]:
 class Fleet:
     """The fleet that is up."""
 
-    def __init__(self, boards: int, cards: int = 0) -> None:
-        self.names = [stand_ins.name(number) for number in range(1, boards + 1)]
-        self.names += [stand_ins.SERVER] if cards else []
+    def __init__(self, boards: int, cards: int, images: Sequence[str]) -> None:
+        self.images = {
+            stand_ins.name(number): stand_ins.image_of(number, images)
+            for number in range(1, boards + 1)
+        }
+        if cards:
+            self.images[stand_ins.SERVER] = images[-1]
+        self.names = list(self.images)
+
+    def profile(self, name: str) -> dict[str, Any]:
+        """What is known of a board's image."""
+        return dict(stand_ins.PROFILES[self.images[name]])
 
     def host(self, name: str) -> testinfra.host.Host:
         """A board, to look into past SSH."""
@@ -261,15 +270,15 @@ def require_docker() -> None:
 
 @contextlib.contextmanager
 def fresh_fleet(
-    boards: int, cards: int = 0, image: str = stand_ins.IMAGE, off: bool = False
+    boards: int, cards: int = 0, images: Sequence[str] = (stand_ins.IMAGE,), off: bool = False
 ) -> Iterator[Fleet]:
-    """Factory-fresh boards with a PYNQ image, on or off, and nothing that remembers others."""
+    """Factory-fresh boards with PYNQ images, on or off, and nothing that remembers others."""
     subprocess.run(["docker", "rm", "--force", SCHEDULER], check=False, capture_output=True)
     with pytest.MonkeyPatch.context() as patch:
         # BNN-PYNQ comes with its parameter sets; its double does where they are at hand.
         shared = Path(os.environ.get("DISTRIBUTED_PYNQ_SHARED", ROOT.parent / "shared"))
         patch.setenv("DISTRIBUTED_PYNQ_DATA", str(shared / "data"))
-        stand_ins.up(boards, cards, image, off)
-    yield Fleet(boards, cards)
+        stand_ins.up(boards, cards, images, off)
+    yield Fleet(boards, cards, images)
     subprocess.run(["docker", "rm", "--force", SCHEDULER], check=False, capture_output=True)
     stand_ins.down()

@@ -1,10 +1,11 @@
 """The essentials of test_deploy.py on boards with other PYNQ images.
 
 FLEET_IMAGES names them, by default 3.0 alone: each takes minutes. `make test-images` takes those
-that nothing else does. The tests are a story, once per image: each goes on where the one before
-ended.
+that nothing else does, and boards of two images in one cluster. The tests are a story, once per
+image: each goes on where the one before ended.
 """
 
+import json
 import os
 import subprocess
 
@@ -25,15 +26,15 @@ again = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module", params=os.environ.get("FLEET_IMAGES", "3.0").split())
-def image(request):
-    """A PYNQ image."""
-    return request.param
+def images(request):
+    """The PYNQ images that boards take in turn."""
+    return request.param.split(",")
 
 
 @pytest.fixture(scope="module")
-def deployed(docker, image):
-    """A fleet of boards with that image, and what deploying it did."""
-    with rig.fresh_fleet(BOARDS, image=image) as fleet:
+def deployed(docker, images):
+    """A fleet of boards with those images, and what deploying it did."""
+    with rig.fresh_fleet(BOARDS, images=images) as fleet:
         yield fleet, rig.playbook("site.yml")
 
 
@@ -45,12 +46,21 @@ def fleet(deployed):
     return fleet
 
 
-def test_worker_and_driver_run_in_the_image_s_interpreters(fleet, image):
-    profile = rig.stand_ins.PROFILES[image]
+@pytest.fixture
+def dask(images):
+    """Version of distributed in the cluster: the newest that its oldest board can run."""
+    return next(
+        profile["distributed"]
+        for image, profile in rig.stand_ins.PROFILES.items()
+        if image in images
+    )
+
+
+def test_worker_and_driver_run_in_the_image_s_interpreters(fleet, dask):
     version = "import sys; print('%d.%d' % sys.version_info[:2])"
     venv = "/opt/distributed-pynq/current/venv/bin/python"
     for name in fleet.names:
-        board = fleet.host(name)
+        board, profile = fleet.host(name), fleet.profile(name)
         for python in ("python3", venv, profile["pynq_python"]):
             assert board.check_output(f'{python} -c "{version}"') == profile["python"]
         assert board.run("bash -lc 'python3 -c \"import pynq\"'").rc == 0
@@ -58,18 +68,19 @@ def test_worker_and_driver_run_in_the_image_s_interpreters(fleet, image):
         driver = board.check_output(f"pgrep --parent {main}")
         command = board.file(f"/proc/{driver}/cmdline").content_string
         assert command.split("\0")[0] == profile["pynq_python"]
-    dask = "import distributed; print(distributed.__version__)"
-    found = board.check_output(f'{venv} -c "{dask}"')
-    assert [int(n) for n in found.split(".")] == [int(n) for n in profile["distributed"].split(".")]
+        show = "import distributed; print(distributed.__version__)"
+        found = board.check_output(f'{venv} -c "{show}"')
+        assert [int(n) for n in found.split(".")] == [int(n) for n in dask.split(".")]
 
 
 def test_the_scheduler_has_exactly_these_workers(fleet):
     assert fleet.complete
 
 
-def test_the_fleet_classifies_our_digits(fleet, output, image, tmp_path):
+def test_the_fleet_classifies_our_digits(fleet, output, images, tmp_path):
     found = rig.classify(
-        fleet, output / f"{tmp_path.parent.name}-{image}", "digits", "--network", "cnvW1A1"
+        *(fleet, output / f"{tmp_path.parent.name}-{'-'.join(images)}"),
+        *("digits", "--network", "cnvW1A1"),
     )
     network = networks.get("cnvW1A1")
     np.testing.assert_array_equal(
@@ -77,10 +88,9 @@ def test_the_fleet_classifies_our_digits(fleet, output, image, tmp_path):
     )
 
 
-def test_a_notebook_runs_on_the_fleet(fleet, image, tmp_path, monkeypatch):
-    dask = rig.stand_ins.PROFILES[image]["distributed"]
+def test_a_notebook_runs_on_the_fleet(fleet, dask, tmp_path, monkeypatch):
     if distributed.__version__ != dask:
-        pytest.skip(f"image {image} runs distributed {dask}, here is {distributed.__version__}")
+        pytest.skip(f"the fleet runs distributed {dask}, here is {distributed.__version__}")
     monkeypatch.setenv("DASK_CONFIG", str(rig.DEPLOYMENT / "client"))
     notebook = notebooks.execute(
         notebooks.FOLDER / "cifar10-on-a-cluster.ipynb", tmp_path, rig.SCHEDULER_ADDRESS
@@ -89,6 +99,42 @@ def test_a_notebook_runs_on_the_fleet(fleet, image, tmp_path, monkeypatch):
     assert (found["images"], found["classified"], found["lost"]) == (599, 599, 0)
     printed = "".join(cell_output.get("text", "") for cell_output in notebooks.outputs(notebook))
     assert all(name in printed for name in fleet.names)
+
+
+def test_boards_classify_cifar10_with_what_their_images_want(
+    fleet, images, output, shared, tmp_path, monkeypatch
+):
+    finn = {name for name in fleet.names if fleet.profile(name)["runtime"] == "finn-examples"}
+    if not finn:
+        pytest.skip(f"images {', '.join(images)} want BNN-PYNQ, as test_deploy.py has it")
+    inventory = rig.stand_ins.INVENTORY
+    inventory.write_text(inventory.read_text().replace("runtime=bnn-pynq\n", ""))
+    run = rig.playbook("site.yml")
+    assert run.code == 0, run.output[-8000:]
+
+    pictures = tmp_path / "first500.bin"
+    with (shared / "data/cifar10/test_jpeg.bin").open("rb") as whole:
+        pictures.write_bytes(whole.read(500 * 3073))
+    monkeypatch.setenv("DISTRIBUTED_PYNQ_DATA", str(shared / "data"))
+    folder = output / f"{tmp_path.parent.name}-{'-'.join(images)}-cifar10"
+    found = rig.classify(fleet, folder, pictures, "--chunk", 50)
+    network = networks.get("cnvW1A1")
+    np.testing.assert_array_equal(
+        found, rig.expected(datasets.load(str(pictures), network), network, "cifar10")
+    )
+
+    # Whose networks know CIFAR-10 only: those say so, and the others do what there is to do.
+    job = rig.Job(folder.with_name(f"{folder.name}-digits"), "digits", "--network", "cnvW1A1")
+    code, printed = job.wait()
+    if finn == set(fleet.names):
+        assert code == 2
+    else:
+        assert code == 0, printed
+        assert {board["name"] for board in job.summary["boards"] if board["images"]} == (
+            set(fleet.names) - finn
+        )
+        printed += json.dumps(job.summary["faults"])
+    assert "only 'cifar10', which finn-examples has" in printed
 
 
 @again

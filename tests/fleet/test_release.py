@@ -1,66 +1,29 @@
 """What a release carries of finn-examples: collected, and installed as a board does, offline."""
 
-import hashlib
-import io
-import json
 import os
 import re
 import subprocess
 import sys
 import tarfile
-import zipfile
 from pathlib import Path
 
 import pytest
 import rig
 
 STANDIN = rig.ROOT / "app" / "standin"
-BITFILES = "finn_examples/bitfiles/bitfiles.zip"
-SETUP = """\
-from setuptools import find_packages, setup
-
-setup(name="finn_examples", version="0.0.7", packages=find_packages(), include_package_data=True)
-"""
 
 
 @pytest.fixture
 def bitfiles(tmp_path: Path) -> Path:
     """Archives of the stand-ins' bitfiles, as the real ones lie at GitHub."""
-    folder = tmp_path / "bitfiles"
-    folder.mkdir()
-    for platform in (STANDIN / f"{BITFILES}.d").iterdir():
-        with zipfile.ZipFile(folder / f"{platform.name}.zip", "w") as archive:
-            for file in platform.iterdir():
-                archive.write(file, file.name)
-    return folder
+    rig.stand_ins.pack_finn(tmp_path)
+    return tmp_path / "bitfiles"
 
 
 @pytest.fixture
 def source(tmp_path: Path, bitfiles: Path) -> Path:
     """The source of finn-examples as the real one is: with a link in place of bitfiles."""
-    linked = {
-        archive.stem: {
-            "url": f"https://example.org/{archive.name}",
-            "md5sum": hashlib.md5(archive.read_bytes()).hexdigest(),
-        }
-        for archive in bitfiles.iterdir()
-    }
-    texts = {
-        "setup.py": SETUP,
-        "MANIFEST.in": "graft finn_examples\n",
-        f"{BITFILES}.link": json.dumps(linked),
-    }
-    texts.update(
-        (f"finn_examples/{module.name}", module.read_text())
-        for module in (STANDIN / "finn_examples").glob("*.py")
-    )
-    path = tmp_path / "finn-examples.tar.gz"
-    with tarfile.open(path, "w:gz") as tar:
-        for name, text in texts.items():
-            member = tarfile.TarInfo(f"finn-examples/{name}")
-            member.size = len(text.encode())
-            tar.addfile(member, io.BytesIO(text.encode()))
-    return path
+    return tmp_path / "finn-examples.tar.gz"
 
 
 @pytest.fixture
@@ -102,9 +65,9 @@ def test_finn_examples_is_installed_offline(tmp_path, source, bitfiles, collect)
     subprocess.run([release / "install", "activate", *arguments], check=True)
     assert (tmp_path / "state" / "runtime").read_text().strip() == collected["runtime"]
     site = next((tmp_path / "pynq").glob("lib/python*/site-packages"))
-    for platform in (STANDIN / f"{BITFILES}.d").iterdir():
+    for platform in (STANDIN / f"{rig.stand_ins.BITFILES}.d").iterdir():
         for file in platform.iterdir():
-            installed = site / f"{BITFILES}.d" / platform.name / file.name
+            installed = site / f"{rig.stand_ins.BITFILES}.d" / platform.name / file.name
             assert installed.read_bytes() == file.read_bytes()
     assert not list(site.rglob("*.link"))
 

@@ -14,6 +14,7 @@ import platform
 import socket
 import statistics
 import sys
+import tempfile
 import time
 from typing import Any, Callable, NamedTuple
 
@@ -74,18 +75,20 @@ def measure(path: str, rounds: int) -> dict[str, Any]:
         Way("our RecordBatch, direct", batch, True, FAST),
     ]
     turns: dict[str, list[dict[str, float]]] = {way.name: [] for way in ways}
-    cluster = distributed.LocalCluster(
-        n_workers=1,
-        threads_per_worker=1,
-        host="127.0.0.1",
-        dashboard_address="127.0.0.1:0",
-        memory_limit=0,
-        silence_logs=logging.ERROR,
-    )
-    with cluster, distributed.Client(cluster) as client:
-        for _ in range(rounds):
-            for way in ways:
-                turns[way.name].append(_turn(client, way))
+    with tempfile.TemporaryDirectory() as folder:
+        cluster = distributed.LocalCluster(
+            n_workers=1,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            memory_limit=0,
+            silence_logs=logging.ERROR,
+            local_directory=folder,
+        )
+        with cluster, distributed.Client(cluster) as client:
+            for _ in range(rounds):
+                for way in ways:
+                    turns[way.name].append(_turn(client, way))
     totals = {turn["total"] for way in turns.values() for turn in way}
     if max(totals) - min(totals) > 1e-6 * max(totals):
         raise ArithmeticError(f"the worker's totals differ: {sorted(totals)}")

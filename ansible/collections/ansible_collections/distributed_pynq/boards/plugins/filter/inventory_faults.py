@@ -134,22 +134,7 @@ def inventory_faults(
                 faults.append(
                     f"{host}: {field}: {variables[field]!r} is no MAC address, as 00:0a:35:00:00:01"
                 )
-    if not faults:
-        faults.extend(_mixture(boards, profiles))
     return faults
-
-
-def _mixture(boards: dict[str, Host], profiles: dict[str, Any]) -> list[str]:
-    """Boards whose image runs another version of Dask than the first board's."""
-    first = next(iter(boards))
-    expected = profiles[str(boards[first]["image"])]["distributed"]
-    return [
-        f"{host}: image: {variables['image']} runs distributed {found}, "
-        f"but {first} runs {expected}, and a cluster runs one version"
-        for host, variables in boards.items()
-        for found in [profiles[str(variables["image"])]["distributed"]]
-        if found != expected
-    ]
 
 
 class FilterModule:

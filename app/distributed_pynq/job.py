@@ -340,7 +340,10 @@ class Job(abc.ABC, Generic[Kept]):
                 answer = await load
             except (task.DeviceFault, task.RequestError) as error:
                 refusals[name] = error
-                board.faults.append(str(error))
+                if isinstance(error, task.RequestError):
+                    # It does not know what the job wants, whichever the records.
+                    board.faults_in_a_row = FAULTS_IN_A_ROW
+                self._blame(board, str(error))
                 continue
             board.device = answer["device"]
             self.loaded(answer)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distributed_pynq import datasets, predictions
+from distributed_pynq import datasets, local, networks, predictions
 from distributed_pynq.classify import Classification
 from distributed_pynq.errors import ClusterError
 from distributed_pynq.job import WINDOW
@@ -100,6 +100,34 @@ def test_a_worker_is_asked_to_leave(dataset, expected, tmp_path):
     summary = survive(dataset, expected, tmp_path, ask_a_worker_to_leave)
     assert summary["faults"] == []
     assert summary["retries"] <= WINDOW
+
+
+def test_boards_that_refuse_the_job_spoil_no_records(tmp_path):
+    few = noisy_digits(tmp_path / "few-images-idx3-ubyte", 100)
+
+    async def story() -> Classification:
+        with local.Cluster(networks.parameter_root("digits", NETWORK)) as cluster:
+            cluster.start_board("able", DISTRIBUTED_PYNQ_STANDIN_RATE="100")
+            for number in range(3):
+                # It knows neither this network nor these parameters.
+                cluster.start_board(f"unable-{number}", DISTRIBUTED_PYNQ_RUNTIME="finn-examples")
+            async with cluster.client() as client:
+                job = Classification(client, few, NETWORK, "digits", chunk=1)
+                await job.prepare()
+                assert [name for name, board in job.boards.items() if not board.aside] == ["able"]
+                await job.run(predictions.Predictions(tmp_path, few, job.class_names))
+                return job
+
+    job = asyncio.run(story())
+    job.answers.finish()
+    assert job.failed == []
+    assert np.array_equal(
+        predictions.pq.read_table(tmp_path / "predictions.parquet")["class"].to_numpy(),
+        classes_of(few),
+    )
+    summary = job.summary(len(few), 0, None)
+    for number in range(3):
+        assert "no 'lfcW1A1' here" in faults(summary, f"unable-{number}")[0]
 
 
 def test_two_workers_are_killed_for_good(dataset, expected, tmp_path):

@@ -192,7 +192,9 @@ def test_who_waits_too_long_says_so(fleet, walk):
 def test_a_boot_file_makes_a_card_its_board(fleet):
     inventory = rig.stand_ins.INVENTORY
     text = inventory.read_text()
-    inventory.write_text(text.replace("[boards]\n", f"[boards]\n{STRANGER} address=192.168.2.14\n"))
+    inventory.write_text(
+        text.replace("[boards]\n", f"[boards]\n{STRANGER} image=3.0 address=192.168.2.14\n")
+    )
     run = rig.playbook("boot-files.yml", "--limit", f"localhost,{STRANGER}")
     assert run.code == 0, run.output[-6000:]
     boot_file = rig.ROOT / "boot-files" / STRANGER / "boot.py"

@@ -84,22 +84,20 @@ def up(boards: int, cards: int = 0, images: Sequence[str] = (IMAGE,), off: bool 
     down()
     for image in images:
         build_image(image)
+    given = images_of(boards, cards, images)
     docker("network", "create", "--internal", "--subnet", SUBNET, "--gateway", HOST, NETWORK)
-    machines = {
-        name(n): (bootstrap_address(n), "Pynq-Z1", image_of(n, images))
-        for n in range(1, boards + 1)
-    }
+    machines = {name(n): (bootstrap_address(n), "Pynq-Z1") for n in range(1, boards + 1)}
     if cards:
-        machines[SERVER] = SERVER_ADDRESS, "server", images[-1]
-    for machine, (address, kind, image) in machines.items():
-        start(machine, address, kind, image, off)
+        machines[SERVER] = SERVER_ADDRESS, "server"
+    for machine, (address, kind) in machines.items():
+        start(machine, address, kind, given[machine], off)
     if not off:
-        for machine, (address, _, _) in machines.items():
+        for machine, (address, _) in machines.items():
             await_ssh(machine, address)
     STATE.mkdir(exist_ok=True)
     pack_bnn(STATE)
     pack_finn(STATE)
-    INVENTORY.write_text(inventory(boards, cards, images, off))
+    INVENTORY.write_text(inventory(boards, cards, given, off))
     print(
         f"{', '.join(machines)}: {'off' if off else 'up'}, with image {' and '.join(images)}, "
         f"see {INVENTORY.name}"
@@ -125,9 +123,10 @@ def name(number: int) -> str:
     return f"z1-{number:02}"
 
 
-def image_of(number: int, images: Sequence[str]) -> str:
-    """PYNQ image of a board."""
-    return images[(number - 1) % len(images)]
+def images_of(boards: int, cards: int, images: Sequence[str]) -> dict[str, str]:
+    """PYNQ image of each machine, by its name."""
+    given = {name(n): images[(n - 1) % len(images)] for n in range(1, boards + 1)}
+    return given | ({SERVER: images[-1]} if cards else {})
 
 
 def bootstrap_address(number: int) -> str:
@@ -262,10 +261,10 @@ def pack_finn(folder: Path) -> None:
         _add_parameters(tar, cifar10, lambda path: path.parts[:1] == ("cifar10",))
 
 
-def inventory(boards: int, cards: int, images: Sequence[str], off: bool) -> str:
-    """The inventory of a fleet, as inventory.example.ini explains it."""
+def inventory(boards: int, cards: int, given: dict[str, str], off: bool) -> str:
+    """The inventory of a fleet with the image of each machine, as inventory.example.ini has it."""
     rows = "\n".join(
-        f"{name(n)} image={image_of(n, images)} {current}address=192.168.2.{10 + n}"
+        f"{name(n)} image={given[name(n)]} {current}address=192.168.2.{10 + n}"
         for n in range(1, boards + 1)
         for current in ["" if off else f"ansible_host={bootstrap_address(n)} "]
     )
@@ -282,7 +281,7 @@ runtime=bnn-pynq
 memory_max=1G
 board_environment={{"NUMBA_NUM_THREADS": "1", "NUMBA_CACHE_DIR": "/dev/shm/numba"}}
 
-{server(cards, images[-1]) if cards else ""}[scheduler]
+{server(cards, given[SERVER]) if cards else ""}[scheduler]
 host ansible_connection=local address={HOST} dashboard=127.0.0.1:8788
 
 [all:vars]

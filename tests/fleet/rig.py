@@ -104,12 +104,7 @@ class Fleet:
     """The fleet that is up."""
 
     def __init__(self, boards: int, cards: int, images: Sequence[str]) -> None:
-        self.images = {
-            stand_ins.name(number): stand_ins.image_of(number, images)
-            for number in range(1, boards + 1)
-        }
-        if cards:
-            self.images[stand_ins.SERVER] = images[-1]
+        self.images = stand_ins.images_of(boards, cards, images)
         self.names = list(self.images)
 
     def profile(self, name: str) -> dict[str, Any]:

@@ -338,12 +338,10 @@ class Job(abc.ABC, Generic[Kept]):
             board = self._board(name)
             try:
                 answer = await load
-            except (task.DeviceFault, task.RequestError) as error:
+            except (task.DeviceFault, task.LoadError) as error:
                 refusals[name] = error
-                if isinstance(error, task.RequestError):
-                    # It does not know what the job wants, whichever the records.
-                    board.faults_in_a_row = FAULTS_IN_A_ROW
-                self._blame(board, str(error))
+                refused = isinstance(error, task.LoadError)
+                self._blame(board, str(error), FAULTS_IN_A_ROW if refused else 1)
                 continue
             board.device = answer["device"]
             self.loaded(answer)
@@ -356,8 +354,8 @@ class Job(abc.ABC, Generic[Kept]):
             }
         if len(refusals) == len(loads):
             told = "; ".join(f"{name}: {error}" for name, error in refusals.items())
-            refused = all(isinstance(error, task.RequestError) for error in refusals.values())
-            raise InputError(told) if refused else ClusterError(told)
+            useless = all(isinstance(error, task.LoadError) for error in refusals.values())
+            raise InputError(told) if useless else ClusterError(told)
 
     async def run(self, answers: Kept) -> None:
         """Process the records that have no answer yet; what is kept is safe whatever happens.
@@ -488,6 +486,11 @@ class Job(abc.ABC, Generic[Kept]):
             board.under_way.append(chunk)
             try:
                 self._collect(board, chunk, await self._process(board, chunk))
+            except task.LoadError as error:
+                # It joined late.
+                self._blame(board, str(error), FAULTS_IN_A_ROW)
+                self._work.give_back(chunk)
+                self._pulse()
             except (task.DeviceFault, task.RequestError) as error:
                 self._fault(board, chunk, str(error))
             except asyncio.CancelledError:
@@ -588,9 +591,10 @@ class Job(abc.ABC, Generic[Kept]):
             self._work.give_back(chunk)
             self._pulse()
 
-    def _blame(self, board: Board, reason: str) -> None:
+    def _blame(self, board: Board, reason: str, weight: int = 1) -> None:
+        """Count a fault; of one that no other records could prevent, so many at once."""
         board.faults.append(reason)
-        board.faults_in_a_row += 1
+        board.faults_in_a_row += weight
         if board.aside:
             board.aside_until = time.monotonic() + board.pause_s
             board.pause_s = min(2 * board.pause_s, PAUSE_MAX_S)

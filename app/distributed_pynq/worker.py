@@ -62,6 +62,10 @@ class RequestError(Exception):
     """The driver lives and refuses the request, and would refuse it again."""
 
 
+class LoadError(RequestError):
+    """The driver refuses the job itself, e.g. lacks its parameter set, whatever the records."""
+
+
 class _Unanswered(Exception):
     """The driver went with another request before this one's turn came."""
 
@@ -335,7 +339,10 @@ class Device:
             driver = self._require_driver(expected=True)
         if driver.loaded is None:
             sent = driver.send(dict(wanted, do="load"))
-            driver.loaded = wanted, driver.receive(sent, LOAD_LIMIT_S)
+            try:
+                driver.loaded = wanted, driver.receive(sent, LOAD_LIMIT_S)
+            except RequestError as error:
+                raise LoadError(str(error)) from None
         return driver
 
     def _require_driver(self, expected=False):

@@ -104,17 +104,23 @@ def test_a_worker_is_asked_to_leave(dataset, expected, tmp_path):
 
 def test_boards_that_refuse_the_job_spoil_no_records(tmp_path):
     few = noisy_digits(tmp_path / "few-images-idx3-ubyte", 100)
+    unable = [f"unable-{number}" for number in range(4)]
+
+    def start_unable(cluster: local.Cluster, names: list[str]) -> None:
+        for name in names:
+            # It knows neither this network nor these parameters.
+            cluster.start_board(name, DISTRIBUTED_PYNQ_RUNTIME="finn-examples")
 
     async def story() -> Classification:
         with local.Cluster(networks.parameter_root("digits", NETWORK)) as cluster:
             cluster.start_board("able", DISTRIBUTED_PYNQ_STANDIN_RATE="100")
-            for number in range(3):
-                # It knows neither this network nor these parameters.
-                cluster.start_board(f"unable-{number}", DISTRIBUTED_PYNQ_RUNTIME="finn-examples")
+            start_unable(cluster, unable[:2])
             async with cluster.client() as client:
                 job = Classification(client, few, NETWORK, "digits", chunk=1)
                 await job.prepare()
                 assert [name for name, board in job.boards.items() if not board.aside] == ["able"]
+                start_unable(cluster, unable[2:])
+                await client.wait_for_workers(1 + len(unable))
                 await job.run(predictions.Predictions(tmp_path, few, job.class_names))
                 return job
 
@@ -126,8 +132,8 @@ def test_boards_that_refuse_the_job_spoil_no_records(tmp_path):
         classes_of(few),
     )
     summary = job.summary(len(few), 0, None)
-    for number in range(3):
-        assert "no 'lfcW1A1' here" in faults(summary, f"unable-{number}")[0]
+    for name in unable:
+        assert "no 'lfcW1A1' here" in faults(summary, name)[0]
 
 
 def test_two_workers_are_killed_for_good(dataset, expected, tmp_path):

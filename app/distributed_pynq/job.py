@@ -337,7 +337,7 @@ class Job(abc.ABC, Generic[Kept]):
         for name, load in loads.items():
             board = self._board(name)
             try:
-                answer = await load
+                answer = await self._while_there(load, name, present[name])
             except (task.DeviceFault, task.LoadError) as error:
                 refusals[name] = error
                 refused = isinstance(error, task.LoadError)
@@ -383,11 +383,6 @@ class Job(abc.ABC, Generic[Kept]):
             self.wall_s = time.monotonic() - started
             await self._stop(keepers.union(*(self._release(b) for b in self.boards.values())))
             answers.commit()
-
-    @property
-    def uncut(self) -> int:
-        """Records that no board has been given yet; they are given in order."""
-        return self._work.uncut
 
     @property
     def rate(self) -> float:
@@ -437,6 +432,21 @@ class Job(abc.ABC, Generic[Kept]):
         elif time.monotonic() - self._usable_at > self.patience:
             told = (f"{b.worker}: {(b.faults or ['gone'])[-1]}" for b in self.boards.values())
             raise ClusterError(f"no usable board for {self.patience:g} s ({'; '.join(told)})")
+
+    async def _while_there(self, load: Any, name: str, address: str) -> dict[str, Any]:
+        """The answer to a load, unless its worker goes away: Dask would wait for its return."""
+        answer = asyncio.ensure_future(load)
+        try:
+            while not (await asyncio.wait({answer}, timeout=WATCH_S))[0]:
+                if (await self._present()).get(name) != address:
+                    raise task.DeviceFault("gone while it loaded")
+        except OSError as error:
+            raise ClusterError(f"{self.client.scheduler.address}: gone ({error})") from error
+        finally:
+            answer.cancel()
+        if answer.cancelled():
+            raise task.DeviceFault("gone with its scheduler while it loaded")
+        return dict(answer.result())
 
     async def _present(self) -> dict[str, str]:
         workers = (await self.client.scheduler.identity())["workers"]

@@ -76,10 +76,6 @@ class Predictions:
         self._written = 0
         self._labelled = self._correct = 0
 
-    def has(self, start: int, stop: int) -> bool:
-        """Whether each of the records start..stop has an answer."""
-        return bool(self._taken[start:stop].all())
-
     def missing(self) -> Iterator[tuple[int, int]]:
         """Ranges (start, stop) of records without an answer, in order."""
         edges = np.flatnonzero(np.diff(self._taken, prepend=True, append=True))

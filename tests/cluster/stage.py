@@ -24,6 +24,17 @@ class Run:
     def __init__(self, cluster: local.Cluster, rate: float) -> None:
         self.cluster, self.rate = cluster, rate
 
+    @property
+    def handed_out(self) -> int:
+        """Records that boards have been given so far; they are given in order."""
+        under_way = (chunk for board in self.job.boards.values() for chunk in board.under_way)
+        return max((chunk.stop for chunk in under_way), default=0)
+
+    @property
+    def answered(self) -> int:
+        """Records that have an answer, up to the first that has none."""
+        return next(self.answers.missing(), (self.job.total,))[0]
+
     def worker(self, number: int) -> psutil.Process:
         return psutil.Process(self.cluster.processes[f"standin-{number}"].pid)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from distributed_pynq import datasets, local, networks, predictions
@@ -50,10 +51,10 @@ def survive(
 
     async def story() -> tuple[Classification, float]:
         async with running(dataset, folder, rate, protocol, **odd) as (run, task):
-            handed_out = RECORDS - run.job.uncut
+            handed_out = run.handed_out
             struck = time.monotonic()
             await blow(run)
-            while not run.answers.has(0, handed_out) and not task.done():
+            while run.answered < handed_out and not task.done():
                 await asyncio.sleep(0.05)
             recovered = time.monotonic() - struck
             await task
@@ -100,6 +101,35 @@ def test_a_worker_is_asked_to_leave(dataset, expected, tmp_path):
     summary = survive(dataset, expected, tmp_path, ask_a_worker_to_leave)
     assert summary["faults"] == []
     assert summary["retries"] <= WINDOW
+
+
+@pytest.mark.parametrize("others", [1, 0])
+def test_a_worker_is_killed_while_it_loads(tmp_path, others):
+    few = noisy_digits(tmp_path / "few-images-idx3-ubyte", 100)
+
+    async def story() -> Classification:
+        with local.Cluster(networks.parameter_root("digits", NETWORK)) as cluster:
+            for number in range(1 + others):
+                cluster.start_board(f"board-{number}")
+            async with cluster.client() as client:
+                (driver,) = psutil.Process(cluster.processes["board-0"].pid).children()
+                driver.suspend()
+                job = Classification(client, few, NETWORK, "digits")
+                preparing = asyncio.create_task(job.prepare())
+                while not any((await client.processing()).values()):
+                    await asyncio.sleep(0.05)
+                cluster.stop("board-0")
+                await asyncio.wait_for(preparing, 30)
+                await job.run(predictions.Predictions(tmp_path, few, job.class_names))
+                return job
+
+    if not others:
+        with pytest.raises(ClusterError, match="board-0: gone while it loaded"):
+            asyncio.run(story())
+        return
+    job = asyncio.run(story())
+    assert job.answers.answered == len(few)
+    assert job.boards["board-0"].faults == ["gone while it loaded"]
 
 
 def test_boards_that_refuse_the_job_spoil_no_records(tmp_path):

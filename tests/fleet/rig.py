@@ -61,7 +61,10 @@ class Run:
 
 
 def playbook(
-    name: str, *arguments: str, inventory: Path = stand_ins.INVENTORY, ansible: Path = ANSIBLE
+    name: str | Path,
+    *arguments: str,
+    inventory: str | Path = stand_ins.INVENTORY,
+    ansible: Path = ANSIBLE,
 ) -> Run:
     """Run a playbook on an inventory; fails with what it said where it does not end."""
     here = Path(sys.executable)
@@ -70,7 +73,8 @@ def playbook(
             [here.with_name("ansible-playbook"), "-i", inventory, name, *arguments],
             check=False,
             cwd=ansible,
-            env={**os.environ, "PATH": f"{here.parent}:{os.environ['PATH']}"},
+            # Far from UTC, where a time that has lost its zone is hours off.
+            env={**os.environ, "PATH": f"{here.parent}:{os.environ['PATH']}", "TZ": "IST-5:30"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -19,7 +19,9 @@ HARDENED = 3.0
 
 @pytest.fixture(scope="module")
 def check(factory_fresh):
-    """What `make check` did on factory-fresh boards."""
+    """What `make check` did on factory-fresh boards, which shall follow a time server."""
+    inventory = rig.stand_ins.INVENTORY
+    inventory.write_text(inventory.read_text() + "ntp_server=192.168.2.1\n")
     return rig.playbook("site.yml", "--check", "--diff")
 
 
@@ -43,6 +45,7 @@ def test_check_mode_passes_and_changes_nothing(factory_fresh, check):
         assert board.check_output("hostname") == "pynq"
         assert not board.file("/opt/distributed-pynq").exists
         assert not board.file("/home/xilinx/.ssh").exists
+        assert "192.168.2.1" not in board.file("/etc/ntp.conf").content_string
     assert not rig.scheduler_exists()
 
 
@@ -62,6 +65,14 @@ def test_the_address_outlives_a_restart(fleet):
     board = fleet.host("z1-01")
     assert board.interface("eth0").addresses == [fleet.address("z1-01")]
     assert board.check_output("hostname") == "z1-01"
+
+
+def test_boards_take_their_time_from_the_server_they_are_given(fleet):
+    for name in fleet.names:
+        service = fleet.host(name).service("ntp")
+        assert service.is_running and service.is_enabled
+        followed = fleet.host(name).check_output("journalctl --unit=ntp --output=cat")
+        assert {"server 192.168.2.1", "pool ntp.ubuntu.com"} <= set(followed.splitlines())
 
 
 def test_services_know_the_board(fleet):
@@ -281,6 +292,7 @@ def test_reset_takes_off_what_was_put_on(fleet):
         assert not board.file("/etc/systemd/system/distributed-pynq-worker@.service").exists
         assert board.run("python3 -c 'import bnn'").rc != 0
         assert not board.file("/home/xilinx/.ssh/authorized_keys").content_string
+        assert "192.168.2.1" not in board.file("/etc/ntp.conf").content_string
     assert not rig.scheduler_exists()
 
 

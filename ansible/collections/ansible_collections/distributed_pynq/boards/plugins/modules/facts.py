@@ -69,6 +69,7 @@ board:
     hwaddress: {description: "MAC address of the interface that has O(address).", type: str}
     rivals: {description: "MAC addresses of other machines that have O(address) too.", type: list}
     time: {description: "Seconds since 1970 by the board's clock.", type: float}
+    time_service: {description: "Service that follows an NTP server, where it has one.", type: str}
     release: {description: "Name of the release that runs, or nothing.", type: str}
     notes: {description: "What roles did once, by name.", type: dict}
     units:
@@ -275,6 +276,8 @@ def main():
             ),
             "hwaddress": question.hwaddress,
             "time": time.time(),
+            # Where there is an ntpd, Ubuntu's systemd-timesyncd leaves the time to it.
+            "time_service": "ntp" if os.access("/usr/sbin/ntpd", os.X_OK) else "systemd-timesyncd",
             "release": os.readlink(current) if os.path.islink(current) else "",
             "notes": notes(module.params["state"]),
             "units": units(),

@@ -4,6 +4,7 @@ The boards have PYNQ 2.5, and Python 3.6; test_images.py has the essentials of t
 The tests are a story: each goes on where the one before ended.
 """
 
+import concurrent.futures
 import subprocess
 
 import numpy as np
@@ -15,6 +16,7 @@ from distributed_pynq import datasets, networks
 BOARDS = 3
 IMAGE = "2.5"
 HARDENED = 3.0
+HOLD = "import os, time\nwhile os.path.exists('/dev/shm/hold'): time.sleep(0.1)"
 
 
 @pytest.fixture(scope="module")
@@ -162,11 +164,28 @@ def test_the_fleet_classifies_cifar10(fleet, output, shared, tmp_path, monkeypat
     )
 
 
-def test_a_healthy_fleet_has_a_good_status(fleet):
-    run = rig.playbook("status.yml")
-    assert run.code == 0, run.output[-4000:]
-    for name in fleet.names:
-        assert name in run.output
+def test_a_healthy_fleet_has_a_good_status_even_while_it_is_tested(fleet):
+    board = fleet.host("z1-01")
+    board.check_output("touch /dev/shm/hold")
+    # Both its threads are taken: what a deployment has it classify waits.
+    hold = f"client.submit(exec, {HOLD!r}, workers='z1-01', pure=False)"
+    process = rig.with_client(
+        f"for _ in range(2):\n    distributed.fire_and_forget({hold})\nclient.close()\n"
+    )
+    assert process.returncode == 0, process.stderr
+    containers = ("ps", "--all", "--format", "{{.Names}}", "--filter", "name=smoke-test")
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        deployment = pool.submit(rig.playbook, "site.yml")
+        try:
+            rig.wait_until(lambda: rig.stand_ins.docker(*containers), 120, "boards being tested")
+            status = rig.playbook("status.yml")
+            assert not deployment.done()
+        finally:
+            board.check_output("rm /dev/shm/hold")
+    assert status.code == 0, status.output[-4000:]
+    assert all(name in status.output for name in fleet.names)
+    assert deployment.result().code == 0, deployment.result().output[-4000:]
+    assert not rig.stand_ins.docker(*containers)
 
 
 def test_status_names_a_board_whose_worker_is_down(fleet):

@@ -1,9 +1,8 @@
 """Makes a copied card the board that it is to be, as the role identity would.
 
-bootpy runs it as root at every boot; once all is as it should be, it changes nothing. Python 3.6.
+bootpy runs it as root at every boot, until it has done its work and is gone. Python 3.6.
 """
 
-import json
 import os
 import pwd
 import re
@@ -52,22 +51,14 @@ def take_keys(private, public, note):
     write(note, public)
 
 
-def forget_key(private):
-    """This file has done its work with the host key: nobody else shall read it here."""
-    text = read(__file__)
-    if private and json.dumps(private) in text:
-        write(__file__, text.replace(json.dumps(private), '""'), 0o600)
-
-
 def let_in(user, key):
     """A public key that opens the account of a user."""
     account = pwd.getpwnam(user)
     folder = os.path.join(account.pw_dir, ".ssh")
     path = os.path.join(folder, "authorized_keys")
     lines = read(path)
-    if key in lines.splitlines():
-        return
-    write(path, lines + key + "\n", 0o600)
+    if key not in lines.splitlines():
+        write(path, lines + key + "\n", 0o600)
     os.chmod(folder, 0o700)
     for each in (folder, path):
         os.chown(each, account.pw_uid, account.pw_gid)
@@ -97,12 +88,15 @@ def take_address(interface, settings):
 
 
 def main():
-    """All of it."""
+    """All of it, once: what the board becomes later is not undone at its next boot."""
     take_keys(SETTINGS["host_key"], SETTINGS["host_key_public"], SETTINGS["note"])
-    forget_key(SETTINGS["host_key"])
     let_in(SETTINGS["user"], SETTINGS["public_key"])
     take_name(SETTINGS["name"])
     take_address(SETTINGS["interface"], SETTINGS["interface_settings"])
+    # After a power cut all of this is done again: so not before the rest is safe on the card.
+    os.sync()
+    os.remove(__file__)
+    os.sync()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,10 @@ SCAN_S = 3
 PAUSE_S = 1.0
 
 
+class NoBoard(Exception):
+    """Why a board cannot be enrolled now."""
+
+
 class ActionModule(ActionBase):
     """Runs on the control machine and changes nothing.
 
@@ -46,7 +50,7 @@ class ActionModule(ActionBase):
         )
         try:
             result.update(changed=False, state=self._await(**asked))
-        except TimeoutError as error:
+        except NoBoard as error:
             result.update(failed=True, msg=str(error))
         return result
 
@@ -63,18 +67,26 @@ class ActionModule(ActionBase):
         if known and known & host_keys.scan(address, SCAN_S):
             _say(f"{name} is enrolled at {address} already")
             return "enrolled"
-        # With a key of its card beside its own it was interrupted before it showed its own.
-        if known and known == host_keys.recorded(known_hosts, host_keys.OWN):
-            if known & host_keys.scan(current, SCAN_S):
-                return "new"
-            _say(f"{name} was met before and does not answer now: left out")
-            return "away"
         others = {
             key: path.name
             for path in Path(known_hosts).parent.iterdir()
             if path != Path(known_hosts)
             for key in host_keys.recorded(path, host_keys.OWN)
         }
+        # With a key of its card beside its own it was interrupted before it showed its own.
+        if known and known == host_keys.recorded(known_hosts, host_keys.OWN):
+            found = host_keys.scan(current, SCAN_S)
+            if known & found:
+                return "new"
+            if found and not _refusal(found, others, _hwaddress(current), hwaddresses):
+                # The next board that is new would be given it.
+                raise NoBoard(
+                    f"{name} was met before and does not answer, but another card does at "
+                    f"{current}. If {name} has it now, forget the one of before: rm {known_hosts}, "
+                    "then make enrol; otherwise switch it off until it is asked for"
+                )
+            _say(f"{name} was met before and does not answer now: left out")
+            return "away"
         _say(f"power on {name}, waiting for {current} ...")
         said, deadline = "", time.monotonic() + limit
         while time.monotonic() < deadline:
@@ -90,7 +102,7 @@ class ActionModule(ActionBase):
                 said = ""
                 _insist_on_link(current)
             time.sleep(PAUSE_S)
-        raise TimeoutError(f"{name} did not come up at {current} within {limit} s")
+        raise NoBoard(f"{name} did not come up at {current} within {limit} s")
 
 
 def _refusal(
@@ -119,7 +131,7 @@ def _insist_on_link(address: str) -> None:
         ["ip", "-json", "route", "get", address], check=False, capture_output=True, text=True
     )
     if route.returncode or "gateway" in json.loads(route.stdout)[0]:
-        raise TimeoutError(
+        raise NoBoard(
             f"this machine has no address in the network of {address}, with which cards come; "
             "give it one, as with: ip address add 192.168.2.1/24 dev eth0"
         )

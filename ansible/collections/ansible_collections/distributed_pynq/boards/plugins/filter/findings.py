@@ -49,6 +49,10 @@ KERNEL = {
     "card": "its SD card fails, says the kernel ({}); save what matters and write a new card",
 }
 
+COPY = (
+    "its card is a copy: write it anew, then make enrol, which says how to forget the one of before"
+)
+
 # What only one board may have: field of the facts, its name, and what to do.
 UNIQUE = (
     (
@@ -56,8 +60,8 @@ UNIQUE = (
         "MAC address",
         "give one of them another with hwaddress= in the inventory, then make deploy",
     ),
-    ("machine_id", "machine-id", "its card is a copy: write it anew, then make enrol"),
-    ("host_key", "SSH host key", "its card is a copy: write it anew, then make enrol"),
+    ("machine_id", "machine-id", COPY),
+    ("host_key", "SSH host key", COPY),
 )
 
 Board = dict[str, Any]

@@ -81,9 +81,7 @@ def main():
     if strangers:
         module.fail_json(
             msg="{} answers, but not with the host key recorded for {}. If its card was written "
-            "anew, forget the old key with: ssh-keygen -f {} -R {}".format(
-                " and ".join(strangers), name, path, name
-            )
+            "anew, forget the old key with: rm {}".format(" and ".join(strangers), name, path)
         )
     module.fail_json(msg="no SSH server answers at {}".format(" or ".join(candidates)))
 

@@ -208,7 +208,7 @@ def test_a_boot_file_makes_a_card_its_board(fleet):
     board = fleet.host(STRANGER)
     assert board.check_output("hostname") == STRANGER
     assert board.interface("eth0").addresses == [fleet.address(STRANGER)]
-    assert not board.file("/boot/boot.py").exists
+    rig.wait_until(lambda: not board.file("/boot/boot.py").exists, 60, "boot.py is gone")
     key = board.file("/etc/ssh/ssh_host_ed25519_key.pub").content_string.split()[1]
     assert key in (rig.DEPLOYMENT / "ssh/known_hosts" / STRANGER).read_text()
     other = fleet.host("z1-01").file("/etc/machine-id").content

@@ -18,7 +18,7 @@ options:
     description: The files, each as O(files[].path) and O(files[].content).
     type: list
     elements: dict
-    required: true
+    default: []
     suboptions:
       path:
         description: Absolute path.
@@ -31,10 +31,12 @@ options:
         description: Permissions.
         type: str
         default: "0644"
-      secret:
-        description: Keep the content out of diffs.
-        type: bool
-        default: false
+  secrets:
+    description:
+      - The contents of files that their owner alone may read, by path.
+      - They are kept out of logs, results and diffs.
+    type: dict
+    default: {}
 author:
   - Distributed PYNQ
 """
@@ -46,6 +48,7 @@ EXAMPLES = r"""
       - path: /etc/distributed-pynq/board.env
         content: |
           BOARD=Pynq-Z1
+    secrets: "{{ {'/etc/distributed-pynq/tls/key.pem': key} }}"
 """
 
 RETURN = r"""
@@ -60,7 +63,6 @@ SPEC = {
     "path": {"type": "path", "required": True},
     "content": {"type": "str"},
     "mode": {"type": "str", "default": "0644"},
-    "secret": {"type": "bool", "default": False},
 }
 
 
@@ -99,11 +101,17 @@ def write(path, content, mode):
 def main():
     """The module."""
     module = AnsibleModule(
-        {"files": {"type": "list", "elements": "dict", "required": True, "options": SPEC}},
+        {
+            "files": {"type": "list", "elements": "dict", "default": [], "options": SPEC},
+            # Apart from the others: what is logged is hidden by whole arguments alone.
+            "secrets": {"type": "dict", "default": {}, "no_log": True},
+        },
         supports_check_mode=True,
     )
+    files, secrets = module.params["files"], module.params["secrets"]
+    files += [{"path": path, "content": secrets[path], "mode": "0600"} for path in secrets]
     paths, diffs = [], []
-    for file in module.params["files"]:
+    for file in files:
         path, wanted = file["path"], file["content"]
         try:
             mode = int(file["mode"], 8)
@@ -122,7 +130,7 @@ def main():
                     write(path, content, mode)
         except OSError as error:
             module.fail_json(msg=f"{path}: {error.strerror}", paths=paths)
-        hidden = "(secret)\n" if file["secret"] else None
+        hidden = "(secret)\n" if path in secrets else None
         diffs.append(
             {
                 "before_header": path,

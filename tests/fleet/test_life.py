@@ -283,7 +283,6 @@ def test_another_control_machine_takes_over(fleet, upgraded, tmp_path):
     shutil.copytree(
         rig.ROOT, clone, ignore=shutil.ignore_patterns(".*", "results", "inventory.*.ini")
     )
-    shutil.copytree(rig.stand_ins.STATE, clone / rig.stand_ins.STATE.name)
     restore = [sys.executable, clone / "ansible/backup.py", "restore", archive]
     (clone / inventory.name).write_text("[boards]\n")
     refused = subprocess.run(restore, capture_output=True, text=True)

@@ -147,6 +147,14 @@ def files_under(path):
     return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
 
 
+def unpack(archive, folder):
+    """Unpack a tar archive; nothing of it leaves the folder, where Python can see to that."""
+    with tarfile.open(archive) as tar:
+        # Python 3.11.2, as Debian 12 has it, knows no filters.
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)
+        tar.extractall(folder)
+
+
 def digest(paths):
     """SHA-256 over the names and contents of files."""
     total = hashlib.sha256()
@@ -247,8 +255,7 @@ class Collector:
         shutil.copytree(self.locked(self.asked["lock"]), wheels)
         with tempfile.TemporaryDirectory() as scratch:
             for archive in self.built.glob("*.tar"):
-                with tarfile.open(archive) as tar:
-                    tar.extractall(scratch, filter="data")
+                unpack(archive, scratch)
             self.replace_sources(wheels, Path(scratch).glob("*.whl"))
         requirements = Path(self.asked["lock"]).read_text().rstrip() + "\n"
         for wheel in sorted(wheels.iterdir()):
@@ -292,8 +299,7 @@ class Collector:
             if path.is_dir():
                 shutil.copytree(path, target, dirs_exist_ok=True)
             else:
-                with tarfile.open(path) as archive:
-                    archive.extractall(target, filter="data")
+                unpack(path, target)
 
     def runtime(self):
         """Fetch the runtime's source as runtime.tar.gz, with all that its setup would download."""

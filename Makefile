@@ -1,5 +1,6 @@
 # Every target sets itself up: a virtual environment in .venv with locked requirements.
-# Needs make and Python 3.10-3.12; PYTHON=python3.12 chooses another than python3.
+# Needs make and Python 3.10-3.12; PYTHON=python3.12 chooses another than python3. For boards it also
+# needs SSH and sshpass, and on the scheduler's host Docker.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -70,6 +71,8 @@ restore: ## Unpack one into a fresh checkout: FROM=ARCHIVE
 .PHONY: inventory
 inventory:
 	@[ -n "$(INVENTORY)" ] || { echo "no inventory.ini: copy inventory.example.ini, or make fleet" >&2; exit 2; }
+	@for tool in ssh-keyscan sshpass; do command -v $$tool >/dev/null || \
+	  { echo "there is no $$tool on this machine: install openssh-client and sshpass" >&2; exit 2; }; done
 
 ##@ Develop
 .PHONY: test lint notebooks lock

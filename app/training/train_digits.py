@@ -280,7 +280,7 @@ def main() -> None:
         root = Path(scratch)
         if ARCHIVE.exists():
             with tarfile.open(ARCHIVE) as archive:
-                archive.extractall(root, filter="data")
+                archive.extractall(root)
         for name in chosen:
             start = time.monotonic()
             folder = root / "digits" / name

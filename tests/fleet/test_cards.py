@@ -36,10 +36,12 @@ def run(tmp_path, answers):
     (tmp_path / "ssh/known_hosts").mkdir(parents=True)
     for name in NAMES:
         (tmp_path / "ssh/known_hosts" / name).write_text(f"{name} ssh-ed25519 {name} own\n")
-    places = {"deployment": str(tmp_path), "repository": str(tmp_path)}
+    # Whoever logs in after all, as Ansible does with --start-at-task, stays on this machine.
+    here = {"ansible_connection": "local", "ansible_python_interpreter": rig.sys.executable}
+    here |= {"deployment": str(tmp_path), "repository": str(tmp_path)}
 
     def run(playbook, *options, **extra):
-        variables = json.dumps({**places, **extra})
+        variables = json.dumps({**here, **extra})
         return rig.playbook(playbook, "--extra-vars", variables, *options, inventory=inventory)
 
     return run

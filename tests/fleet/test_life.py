@@ -296,5 +296,8 @@ def test_another_control_machine_takes_over(fleet, upgraded, tmp_path):
     run = rig.playbook("site.yml", **there)
     assert run.code == 0, run.output[-8000:]
     assert (run.recap["z1-01"]["changed"], run.recap["host"]["changed"]) == (0, 0)
+    key = clone / ".deploy" / inventory.stem / "certificates/z1-01/key.pem"
+    journal = fleet.host("z1-01").check_output("journalctl --no-pager")
+    assert "NOT_LOGGING_PARAMETER" in journal and key.read_text().split("\n")[1] not in journal
     run = rig.playbook("status.yml", **there)
     assert run.code == 0, run.output[-4000:]

@@ -57,10 +57,23 @@ CGROUPS = {
     "2": ["--cgroupns", "host", "--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw"],
 }
 
-SETUP = """\
+BNN_SETUP = """\
 from setuptools import find_packages, setup
 
-setup(name={!r}, version="0.1", packages=find_packages(), include_package_data=True)
+setup(name="bnn-pynq", version="0.1", packages=find_packages(), include_package_data=True)
+"""
+# As the real one, it runs neither here nor with image 2.7.
+FINN_SETUP = """\
+from pynqutils.setup_utils import build_py
+from setuptools import find_packages, setup
+
+setup(
+    name="finn_examples",
+    use_scm_version=True,
+    packages=find_packages(),
+    setup_requires=["pynq>=2.5.1", "setuptools_scm"],
+    cmdclass={"build_py": build_py},
+)
 """
 BITFILES = "finn_examples/bitfiles/bitfiles.zip"
 
@@ -228,7 +241,7 @@ def await_ssh(board: str, address: str) -> None:
 def pack_bnn(folder: Path) -> None:
     """Pack the double of BNN-PYNQ as a source archive, with its parameter sets if they are here."""
     with tarfile.open(folder / "bnn-pynq.tar.gz", "w:gz") as tar:
-        _add_text(tar, "bnn-pynq/setup.py", SETUP.format("bnn-pynq"))
+        _add_text(tar, "bnn-pynq/setup.py", BNN_SETUP)
         _add_text(tar, "bnn-pynq/MANIFEST.in", "graft bnn\n")
         tar.add(ROOT / "app/standin/bnn", "bnn-pynq/bnn", filter=_source)
         _add_parameters(tar, "bnn-pynq/bnn/params", lambda path: True)
@@ -252,8 +265,7 @@ def pack_finn(folder: Path) -> None:
         md5 = hashlib.md5(archive.read_bytes()).hexdigest()
         linked[board.name] = {"url": f"https://example.org/{archive.name}", "md5sum": md5}
     with tarfile.open(folder / "finn-examples.tar.gz", "w:gz") as tar:
-        _add_text(tar, "finn-examples/setup.py", SETUP.format("finn_examples"))
-        _add_text(tar, "finn-examples/MANIFEST.in", "graft finn_examples\n")
+        _add_text(tar, "finn-examples/setup.py", FINN_SETUP)
         _add_text(tar, f"finn-examples/{BITFILES}.link", json.dumps(linked))
         for module in (standin / "finn_examples").glob("*.py"):
             tar.add(module, f"finn-examples/finn_examples/{module.name}", filter=_source)

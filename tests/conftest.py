@@ -54,7 +54,8 @@ def _board_python(version: str, dask: str = "") -> Path:
     lock = LOCKS / f"board-{version}-{dask}.lock" if dask else _board_lock(version)
     wanted = ["-r", lock] if lock else [f"distributed=={distributed.__version__}"]
     name = f"py{version.replace('.', '')}{dask and '-'}{dask}"
-    return _environment(name, version, *wanted, "numpy", "pillow")
+    # The last is for the double of finn-examples.
+    return _environment(name, version, *wanted, "numpy", "pillow", "bitstring<4")
 
 
 def _host_python(version: str) -> Path:
@@ -77,10 +78,11 @@ def _dask(lock: Path) -> str:
 
 
 def _environment(name: str, version: str, *requirements: str | Path) -> Path:
-    """The interpreter of a virtual environment, which is made if it is not there."""
+    """The interpreter of a virtual environment, which is made if it is not there as wanted."""
     folder = ROOT / f".venv-{name}"
     python = folder / "bin" / "python"
-    if not (folder / "made").exists():
+    made, wanted = folder / "made", "\n".join(map(str, requirements))
+    if not made.exists() or made.read_text() != wanted:
         pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
         found = [*pyenv.glob(f"versions/{version}.*/bin/python"), shutil.which(f"python{version}")]
         interpreter = next(filter(None, found), None)
@@ -91,5 +93,5 @@ def _environment(name: str, version: str, *requirements: str | Path) -> Path:
         # The pip of an old Python knows neither the wheels nor the options of today.
         uv = Path(sys.executable).with_name("uv")
         subprocess.run([uv, "pip", "install", "-q", "--python", python, *requirements], check=True)
-        (folder / "made").touch()
+        made.write_text(wanted)
     return python

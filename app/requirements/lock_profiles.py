@@ -5,6 +5,7 @@ board-PYTHON-DISTRIBUTED.lock  a worker on a board, and the scheduler; beside ol
 job-DISTRIBUTED.lock           the host's side of our package, where a job runs
 standin-PYTHON.lock            what a stand-in board has of its own
 tools-PYTHON.lock              what a board builds sources with
+finn-examples.lock             what finn-examples imports and no image has
 """
 
 import subprocess
@@ -21,6 +22,8 @@ FACTS = APP.parent / "ansible" / "group_vars" / "all" / "profiles.yml"
 
 # What the programs of an old distributed need and it does not ask for.
 COMPANIONS = {"2021.3.0": ["click<8"]}
+# From 4 on it is no longer Python alone, and has no wheel for a Pynq-Z1.
+FINN_EXAMPLES = ("bitstring<4",)
 # What the doubles of a board's own modules import, and what a board installs bnn with.
 STANDIN = ("cffi", "numba", "numpy", "pillow", "pip", "setuptools", "wheel")
 
@@ -70,6 +73,8 @@ def locks() -> Iterator[Path]:
     for python in sorted({p["python"] for p in profiles}):
         yield lock(f"standin-{python}.lock", python, *STANDIN)
         yield lock(f"tools-{python}.lock", python, "setuptools", "wheel")
+    oldest = next(p["python"] for p in profiles if p["runtime"] == "finn-examples")
+    yield lock("finn-examples.lock", oldest, *FINN_EXAMPLES)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import pytest
 import rig
 
 STANDIN = rig.ROOT / "app" / "standin"
+INSTALL = rig.ANSIBLE / "roles/requirements/files/install"
 
 
 @pytest.fixture
@@ -39,7 +40,8 @@ def collect(tmp_path: Path):
             python="3.10",
             machine="armv7l",
             glibc="2.35",
-            files={"install": str(rig.ANSIBLE / "roles/requirements/files/install")},
+            files={"install": str(INSTALL)},
+            runtime_lock=str(rig.REQUIREMENTS / "finn-examples.lock"),
             **options,
         )
 
@@ -58,8 +60,9 @@ def test_finn_examples_is_installed_offline(tmp_path, source, bitfiles, collect)
     (release / "venv" / "installed").touch()
     python = tmp_path / "pynq" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "pynq"], check=True)
-    uv = Path(sys.executable).with_name("uv")
-    subprocess.run([uv, "pip", "install", "-q", "--python", python, "setuptools>=77"], check=True)
+    # What it imports and no image has is there before it is.
+    bitstring = [python, "-c", "import bitstring"]
+    assert subprocess.run(bitstring, capture_output=True).returncode
     (tmp_path / "board.env").write_text("BOARD=Pynq-Z1\n")
     arguments = [tmp_path / "board.env", python, tmp_path / "state", collected["runtime"]]
     subprocess.run([release / "install", "activate", *arguments], check=True)
@@ -70,6 +73,7 @@ def test_finn_examples_is_installed_offline(tmp_path, source, bitfiles, collect)
             installed = site / f"{rig.stand_ins.BITFILES}.d" / platform.name / file.name
             assert installed.read_bytes() == file.read_bytes()
     assert not list(site.rglob("*.link"))
+    subprocess.run(bitstring, check=True)
 
 
 def test_bitfiles_are_checked_on_the_control_machine(source, bitfiles, collect):

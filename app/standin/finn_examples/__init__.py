@@ -5,6 +5,7 @@ from an export of Brevitas, which trained other weights, scales 8-bit pixels in 
 ends in TopK, whose order among equal scores is its own. So single images get other classes there,
 and the accuracy is another. This double has the weights of BNN-PYNQ's parameter set "cifar10", and
 the first of the highest scores. The real one also wants numpy <= 1.24.1 and pkg_resources.
+It bundles what it needs of finn and qonnx, but not bitstring.
 
 The set is looked for in $DISTRIBUTED_PYNQ_PARAMS and in params/ beside this file. The files below
 bitfiles/ lie where installing the real one downloads bitstreams to.

@@ -4,6 +4,7 @@ import os
 import time
 
 import numpy as np
+from bitstring import BitArray  # noqa: F401, which the real one packs with
 
 import overlays
 from pynq import Overlay, allocate

@@ -1,6 +1,7 @@
 """Collect what a machine without internet needs. Runs on the control machine."""
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -18,7 +19,7 @@ module: release
 short_description: Collect what a machine without internet needs into one archive
 description:
   - Runs on the control machine. The archive holds a wheelhouse with hashes and, for boards, the
-    parameter sets and the source of the runtime, BNN-PYNQ or finn-examples.
+    parameter sets and the runtime, BNN-PYNQ as source or finn-examples as wheels.
   - What has no wheel is carried as source. Pure Python is built here, the rest on the first board
     of a kind, with O(tools). What that one built goes into the archive of the others.
   - The archive's name says what went into it. One that is there already is not collected again.
@@ -71,6 +72,10 @@ options:
     description: Commit to take where O(runtime) is a git URL.
     type: str
     default: HEAD
+  runtime_lock:
+    description: Locked requirements with hashes of the runtime, of which each must have a wheel.
+    type: path
+    default: ""
   bitfiles:
     description:
       - Folder of the archives that C(bitfiles.zip.link) in the source of finn-examples names, as
@@ -122,6 +127,21 @@ distributed:
 
 # Each manylinux tag by the glibc it needs; later ones carry the version in their name.
 LEGACY_TAGS = {5: "manylinux1", 12: "manylinux2010", 17: "manylinux2014"}
+
+# What makes a wheel of finn-examples.
+FINN_PROJECT = b"""
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "finn_examples"
+version = "0"
+
+[tool.setuptools]
+packages.find.include = ["finn_examples*"]
+package-data."*" = ["**"]
+"""
 
 
 def platforms(machine, glibc):
@@ -302,11 +322,15 @@ class Collector:
                 unpack(path, target)
 
     def runtime(self):
-        """Fetch the runtime's source as runtime.tar.gz, with all that its setup would download."""
+        """Fill the folder runtime with what is installed as such: the source, or wheels."""
         source = self.asked["runtime"]
         if not source:
             return
-        target = self.folder / "runtime.tar.gz"
+        folder = self.folder / "runtime"
+        if self.asked["runtime_lock"]:
+            shutil.copytree(self.locked(self.asked["runtime_lock"], "--only-binary=:all:"), folder)
+        folder.mkdir(exist_ok=True)
+        target = folder / "source.tar.gz"
         if Path(source).is_file():
             shutil.copy(source, target)
         else:
@@ -318,14 +342,21 @@ class Collector:
                 )
         with tarfile.open(target) as tar:
             links = [name for name in tar.getnames() if name.endswith("/bitfiles.zip.link")]
-            if links:
-                linked = json.load(tar.extractfile(links[0]))
-                self.carry_bitfiles(target, links[0], linked)
+            linked = json.load(tar.extractfile(links[0])) if links else {}
+        if links:
+            self.carry_bitfiles(target, links[0], linked)
+            # A wheel: boards need not have what builds one.
+            self.run(
+                *(*self.pip, "wheel", "--wheel-dir", str(folder), "--no-deps"),
+                *("--no-build-isolation", str(target)),
+            )
+            target.unlink()
 
     def carry_bitfiles(self, source, link, linked):
         """Put bitfiles into a source in place of a link {platform: {"url": ..., "md5sum": ...}}.
 
-        For LINK.link the setup of finn-examples unpacks to LINK.d/PLATFORM what it downloads.
+        For LINK.link the setup of finn-examples unpacks to LINK.d/PLATFORM what it downloads. That
+        done here, ours takes its place: it imports pynqutils, which came with image 3.0.
         """
         folder = Path(self.asked["bitfiles"] or "none given")
         archives = sorted(folder.glob("*.zip"))
@@ -333,9 +364,14 @@ class Collector:
             wanted = ", ".join("{}.zip ({})".format(*pair) for pair in _urls(linked))
             self.module.fail_json(msg=f"bitfiles: {folder}: no archives, expected some of {wanted}")
         changed = source.with_suffix(".changed")
+        root = link[: -len("finn_examples/bitfiles/bitfiles.zip.link")]
         with tarfile.open(source) as old, tarfile.open(changed, "w:gz") as new:
+            member = tarfile.TarInfo(f"{root}pyproject.toml")
+            member.size = len(FINN_PROJECT)
+            new.addfile(member, io.BytesIO(FINN_PROJECT))
             for member in old:
-                if not member.name.endswith(".link"):
+                theirs = member.name in (f"{root}setup.py", f"{root}pyproject.toml")
+                if not theirs and not member.name.endswith(".link"):
                     new.addfile(member, old.extractfile(member) if member.isfile() else None)
             for archive in archives:
                 self.check(archive, linked)
@@ -377,13 +413,14 @@ def main():
             "parameters": {"type": "list", "elements": "path", "default": []},
             "runtime": {"type": "str", "default": ""},
             "runtime_version": {"type": "str", "default": "HEAD"},
+            "runtime_lock": {"type": "path", "default": ""},
             "bitfiles": {"type": "path", "default": ""},
         },
         supports_check_mode=False,
     )
     asked = module.params
     paths = [Path(asked["lock"]), *map(Path, asked["files"].values())]
-    paths += [Path(asked["tools"])] if asked["tools"] else []
+    paths += [Path(asked[lock]) for lock in ("tools", "runtime_lock") if asked[lock]]
     paths += [file for path in asked["parameters"] for file in files_under(Path(path))]
     for path in [*paths, *map(Path, asked["parameters"])]:
         if not path.exists():
@@ -396,6 +433,8 @@ def main():
         runtime = digest([Path(asked["runtime"])])
     if asked["bitfiles"]:
         runtime += "+" + digest(files_under(Path(asked["bitfiles"])))
+    if asked["runtime_lock"]:
+        runtime += "+" + digest([Path(asked["runtime_lock"])])
     parts = [asked["python"], asked["machine"], asked["glibc"], runtime]
     parts.append(digest([*paths, *sources(package)]))
     version = re.search(

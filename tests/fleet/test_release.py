@@ -1,7 +1,8 @@
-"""What a release carries of finn-examples: collected, and installed as a board does, offline."""
+"""What a release carries of finn-examples, and how it takes another one's place on a board."""
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -12,6 +13,13 @@ import rig
 
 STANDIN = rig.ROOT / "app" / "standin"
 INSTALL = rig.ANSIBLE / "roles/requirements/files/install"
+UNITS = "distributed-pynq-worker@0.service distributed-pynq-worker@1.service"
+# Says that these units are there, and notes what is asked of it.
+SYSTEMCTL = """\
+#!/bin/sh
+echo "$*" >> "$0.asked"
+[ "$1" != list-units ] || printf '%s loaded active running worker\\n' {}
+"""
 
 
 @pytest.fixture
@@ -85,3 +93,46 @@ def test_bitfiles_are_checked_on_the_control_machine(source, bitfiles, collect):
     (bitfiles / "Ultra97.zip").rename(bitfiles / "Pynq-Z1.zip")
     told = collect(runtime=str(source), bitfiles=str(bitfiles))["msg"]
     assert f"{bitfiles / 'Pynq-Z1.zip'}: its MD5 sum is " in told
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """What a systemctl was asked for that has two workers, without what it was only asked about."""
+    systemctl = tmp_path / "bin" / "systemctl"
+    systemctl.parent.mkdir()
+    systemctl.write_text(SYSTEMCTL.format(UNITS))
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{systemctl.parent}:{os.environ['PATH']}")
+
+    def asked() -> list[str]:
+        lines = systemctl.with_name("systemctl.asked").read_text().splitlines()
+        return [line for line in lines if not line.startswith("list-units")]
+
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("step", "pynq_python", "done"),
+    [
+        ("activate", "true", True),
+        ("activate", "false", False),
+        # It cannot be installed, and the settings of before are not there.
+        ("back", "false", False),
+        ("back", "true", False),
+    ],
+)
+def test_workers_run_again_whatever_happens(tmp_path, asked, step, pynq_python, done):
+    releases = tmp_path / "releases"
+    for name in ("before", "after"):
+        (releases / name / "runtime").mkdir(parents=True)
+        (releases / name / "runtime" / "runtime.whl").touch()
+    shutil.copy(INSTALL, releases / "after")
+    (releases / "after" / "before").write_text("before\n")
+    (releases / "current").symlink_to("before" if step == "activate" else "after")
+    (tmp_path / "board.env").touch()
+    arguments = [tmp_path / "board.env", pynq_python, tmp_path / "state", "another"]
+    run = subprocess.run([releases / "after" / "install", step, *arguments])
+    assert (run.returncode == 0) is done
+    runs = "before" if step == "activate" and not done else "after"
+    assert os.readlink(releases / "current") == runs
+    assert asked() == [f"stop {UNITS}", f"start --no-block {UNITS}"]

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import rig
+from test_life import NEXT, release
 
 from noise import NETWORK, classes_of, noisy_digits
 
@@ -87,14 +88,26 @@ def test_a_healthy_server_has_a_good_status(fleet):
         assert f"worker {device} active" in shown
 
 
-def test_a_device_that_is_not_there_is_named(fleet):
-    devices = json.dumps({"devices": [*DEVICES, "xrt9"]})
-    run = rig.playbook("site.yml", "--extra-vars", devices)
+def test_a_device_that_is_not_there_is_named(fleet, tmp_path):
+    changes = {
+        "devices": [*DEVICES, "xrt9"],
+        "requirements_package": str(release(tmp_path, NEXT)),
+    }
+    run = rig.playbook("site.yml", "--extra-vars", json.dumps(changes))
     assert run.code != 0
     outcome = " ".join(run.output.split())
-    assert "Insist on them: devices: DEVICE=xrt9: no such device here, only" in outcome
+    assert "Insist on the devices: devices: DEVICE=xrt9: no such device here, only" in outcome
     assert f" 0 {ADDRESSES[0]} xilinx_u50; 1 {ADDRESSES[1]} xilinx_u50; 2 {ADDRESSES[2]}" in outcome
+    assert "worker server/xrt9 has not registered" in outcome
+    # The others have the release, and may have records.
     assert sorted(rig.workers()) == sorted(WORKERS)
+    asked = rig.with_client(
+        "from distributed_pynq import worker\n"
+        "said = client.run(worker.describe).values()\n"
+        "print(json.dumps([[card['distributed_pynq'], card['proven']] for card in said]))\n"
+    )
+    assert json.loads(asked.stdout) == [[NEXT, True]] * CARDS
+    assert rig.playbook("site.yml").code == 0
 
 
 def test_a_job_uses_all_four(fleet, output, dataset, expected, tmp_path):

@@ -42,6 +42,7 @@ BOOT_LIMIT_S = 60.0
 
 # A server with FPGA cards, of which the first two are of one kind, as in many a real one.
 SERVER = "server"
+SERVER_PYTHON = "/opt/pynq/bin/python"  # has pynq, in a virtual environment of its owner's
 SERVER_ADDRESS = "192.168.2.91"
 SHELLS = ["xilinx_u50", "xilinx_u50", "xilinx_u200", "xilinx_u280"]
 PULLED = "/run/standin/pulled"
@@ -88,16 +89,17 @@ def docker(*arguments: str, stdin: bytes | None = None) -> str:
 def up(boards: int, cards: int = 0, images: Sequence[str] = (IMAGE,), off: bool = False) -> None:
     """Start a fresh fleet and write its inventory, in place of the fleet there is.
 
-    Boards take the PYNQ images in turn. With cards there is a server with so many beside them, with
-    the last image. Machines that are off are made, but not started, and get no lease: switched on
-    with docker start, a board comes up at the address that every card has.
+    Boards take the PYNQ images in turn. With cards there is a server with so many beside them.
+    Machines that are off are made, but not started, and get no lease: switched on with docker
+    start, a board comes up at the address that every card has.
 
     Raises SystemExit where there is no Docker engine or a board does not boot.
     """
     down()
-    for image in images:
-        build_image(image)
     given = images_of(boards, cards, images)
+    kinds = list(dict.fromkeys(given.values()))
+    for image in kinds:
+        build_image(image)
     docker("network", "create", "--internal", "--subnet", SUBNET, "--gateway", HOST, NETWORK)
     machines = {name(n): (bootstrap_address(n), "Pynq-Z1") for n in range(1, boards + 1)}
     if cards:
@@ -112,7 +114,7 @@ def up(boards: int, cards: int = 0, images: Sequence[str] = (IMAGE,), off: bool 
     pack_finn(STATE)
     INVENTORY.write_text(inventory(boards, cards, given, off))
     print(
-        f"{', '.join(machines)}: {'off' if off else 'up'}, with image {' and '.join(images)}, "
+        f"{', '.join(machines)}: {'off' if off else 'up'}, with image {' and '.join(kinds)}, "
         f"see {INVENTORY.name}"
     )
 
@@ -137,9 +139,9 @@ def name(number: int) -> str:
 
 
 def images_of(boards: int, cards: int, images: Sequence[str]) -> dict[str, str]:
-    """PYNQ image of each machine, by its name."""
+    """Image of each machine, by its name; a server has none of PYNQ's."""
     given = {name(n): images[(n - 1) % len(images)] for n in range(1, boards + 1)}
-    return given | ({SERVER: images[-1]} if cards else {})
+    return given | ({SERVER: SERVER} if cards else {})
 
 
 def bootstrap_address(number: int) -> str:
@@ -158,8 +160,9 @@ def tag(image: str) -> str:
 
 
 def build_image(image: str) -> None:
-    """Build the container image of a PYNQ image's stand-in, or find it built."""
+    """Build the container image of a PYNQ image's stand-in, or of a server, or find it built."""
     profile = PROFILES[image]
+    pynq_python = SERVER_PYTHON if image == SERVER else profile["pynq_python"]
     python, ubuntu = profile["python"], profile["ubuntu"]
     base = f"distributed-pynq/board-base:{ubuntu}"
     registry = os.environ.get("BOARD_BASE", f"ubuntu:{ubuntu}")
@@ -173,12 +176,12 @@ def build_image(image: str) -> None:
             tar.add(ROOT / folder, folder, filter=_source)
         tar.add(lock, "requirements.txt", filter=_source)
         tar.add(wheels(lock, profile), "wheels", filter=_source)
-    owner = Path(profile["pynq_python"]).parents[1]
+    owner = Path(pynq_python).parents[1]
     arguments = {
         "BASE": base,
         "UBUNTU": ubuntu,
         "PYTHON": python,
-        "PYNQ_PYTHON": profile["pynq_python"],
+        "PYNQ_PYTHON": pynq_python,
         "SITE": f"/usr/local/lib/python{python}/dist-packages"
         if owner == Path("/usr")
         else f"{owner}/lib/python{python}/site-packages",
@@ -293,7 +296,7 @@ runtime=bnn-pynq
 memory_max=1G
 board_environment={{"NUMBA_NUM_THREADS": "1", "NUMBA_CACHE_DIR": "/dev/shm/numba"}}
 
-{server(cards, given[SERVER]) if cards else ""}[scheduler]
+{server(cards) if cards else ""}[scheduler]
 host ansible_connection=local address={HOST} dashboard=127.0.0.1:8788
 
 [all:vars]
@@ -304,7 +307,7 @@ finn_bitfiles={STATE.name}/bitfiles
 """
 
 
-def server(cards: int, image: str) -> str:
+def server(cards: int) -> str:
     """The part of the inventory that describes the server."""
     addresses = [card_address(number) for number in range(1, cards + 1)]
     shells = [SHELLS[number % len(SHELLS)] for number in range(cards)]
@@ -321,10 +324,12 @@ def server(cards: int, image: str) -> str:
 servers
 
 [servers]
-{SERVER} image={image} ansible_host={SERVER_ADDRESS} address={SERVER_ADDRESS}
+{SERVER} ansible_host={SERVER_ADDRESS} address={SERVER_ADDRESS}
 
 [servers:vars]
+image={SERVER}
 board=server
+pynq_python={SERVER_PYTHON}
 devices={json.dumps(addresses)}
 board_environment={json.dumps(environment)}
 

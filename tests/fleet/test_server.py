@@ -64,6 +64,9 @@ def test_each_card_has_a_unit_and_a_worker(fleet):
         pid = server.check_output(f"systemctl show -P MainPID {unit}")
         environment = server.file(f"/proc/{pid}/environ").content_string.split("\0")
         assert {f"DEVICE={device}", "XILINX_XRT=/opt/xilinx/xrt"} <= set(environment)
+        driver = server.check_output(f"pgrep --parent {pid}")
+        command = server.file(f"/proc/{driver}/cmdline").content_string
+        assert command.split("\0")[0] == rig.stand_ins.SERVER_PYTHON
         assert not any(line.startswith("PYNQ_JUPYTER_NOTEBOOKS") for line in environment)
     assert sorted(rig.workers()) == sorted(WORKERS)
 

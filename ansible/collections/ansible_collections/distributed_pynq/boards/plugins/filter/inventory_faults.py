@@ -50,6 +50,8 @@ REQUIRED = ("address", "image", "board")
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 # What an instance of a systemd unit may be called without being escaped.
 DEVICE = re.compile(r"[A-Za-z0-9:_.-]+")
+# The one image, and the one board, that is no SD card of PYNQ's.
+SERVER = "server"
 RUNTIMES = ("bnn-pynq", "finn-examples", "none")
 HWADDRESS = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.IGNORECASE)
 
@@ -109,6 +111,8 @@ def inventory_faults(
         image, board = variables.get("image"), variables.get("board")
         if image is not None and str(image) not in profiles:
             faults.append(f"{host}: image: {image} is unknown, expected {' or '.join(profiles)}")
+        elif None not in (image, board) and (str(image) == SERVER) != (board == SERVER):
+            faults.append(f"{host}: image: {image} does not go with board={board}")
         if board is not None and board not in board_types:
             faults.append(f"{host}: board: {board} is unknown, expected {' or '.join(board_types)}")
         if variables.get("runtime", RUNTIMES[0]) not in RUNTIMES:
@@ -123,7 +127,7 @@ def inventory_faults(
             faults.append(f"{host}: devices: {devices} names one twice")
         elif strange := [device for device in devices if not DEVICE.fullmatch(str(device))]:
             faults.append(f"{host}: devices: {strange[0]!r} is no index, PCIe address or name")
-        if board == "server" and variables.get("ansible_host") != variables.get("address"):
+        if board == SERVER and variables.get("ansible_host") != variables.get("address"):
             faults.append(f"{host}: address: a server keeps the one it has, that of ansible_host")
         for field in ("hwaddress", "factory_hwaddress"):
             if field not in variables:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import socket
 import ssl
 import subprocess
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import testinfra
 
-from distributed_pynq import networks
+from distributed_pynq import __version__, networks
 from distributed_pynq.datasets import Dataset
 from overlays import classes, parameters, plain
 
@@ -33,6 +34,7 @@ RELEASE = stand_ins.PLUGINS / "modules" / "release.py"
 REQUIREMENTS = ROOT / "app" / "requirements"
 DEPLOYMENT = stand_ins.DEPLOYMENT
 SCHEDULER = "distributed-pynq-scheduler"
+NEXT = f"{__version__}.post1"
 PLAYBOOK_LIMIT_S = 1800
 ANSWERS_LIMIT_S = 300
 
@@ -102,6 +104,23 @@ def release(folder: Path, lock: Path, **options: object) -> dict[str, Any]:
         text=True,
     )
     return dict(json.loads(process.stdout))
+
+
+def another_release(
+    folder: Path, version: str, file: str = "__init__.py", old: str = "", new: str = ""
+) -> Path:
+    """The package as another version, with a change in one of its files."""
+    package = folder / version
+    shutil.copytree(ROOT / "app", package, ignore=shutil.ignore_patterns("__pycache__"))
+    for path, before, after in (
+        ("__init__.py", f'"{__version__}"', f'"{version}"'),
+        (file, old, new),
+    ):
+        target = package / "distributed_pynq" / path
+        text = target.read_text()
+        assert before in text
+        target.write_text(text.replace(before, after, 1))
+    return package
 
 
 class Fleet:

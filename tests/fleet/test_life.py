@@ -17,7 +17,6 @@ import pytest
 import rig
 import yaml
 
-from distributed_pynq import __version__
 from noise import NETWORK, classes_of, noisy_digits
 
 pytestmark = rig.long
@@ -27,7 +26,6 @@ RECORDS = 100_000
 # Images per second of a board, so few that the job outlasts all that happens to it: 37 minutes.
 RATE = 15
 PACE = f'"DISTRIBUTED_PYNQ_STANDIN_RATE": "{RATE}", '
-NEXT = f"{__version__}.post1"
 
 # Prints the names of the workers that take records, whenever they change, until nobody listens.
 WATCH = """
@@ -65,21 +63,6 @@ def watched() -> Iterator[list[list[str]]]:
         yield seen
         seen += map(json.loads, watch.communicate()[0].splitlines())
     assert watch.returncode == 0
-
-
-def release(folder: Path, version: str, file: str = "__init__.py", old: str = "", new: str = ""):
-    """The package as another version, with a change in one of its files."""
-    package = folder / version
-    shutil.copytree(rig.ROOT / "app", package, ignore=shutil.ignore_patterns("__pycache__"))
-    for path, before, after in (
-        ("__init__.py", f'"{__version__}"', f'"{version}"'),
-        (file, old, new),
-    ):
-        target = package / "distributed_pynq" / path
-        text = target.read_text()
-        assert before in text
-        target.write_text(text.replace(before, after, 1))
-    return package
 
 
 def upgrade(package: Path, *arguments: str) -> rig.Run:
@@ -124,7 +107,7 @@ def job(deployed, dataset, output, tmp_path_factory):
 @pytest.fixture(scope="module")
 def upgraded(deployed, job, tmp_path_factory):
     """What the upgrade to a good release did, who was there meanwhile, and that release."""
-    package = release(tmp_path_factory.mktemp("package"), NEXT)
+    package = rig.another_release(tmp_path_factory.mktemp("package"), rig.NEXT)
     with watched() as seen:
         run = upgrade(package)
     assert run.code == 0, run.output[-8000:]
@@ -132,7 +115,7 @@ def upgraded(deployed, job, tmp_path_factory):
 
 
 def test_boards_are_upgraded_while_a_job_runs(fleet, upgraded, job):
-    assert running_versions() == dict.fromkeys(fleet.names, NEXT)
+    assert running_versions() == dict.fromkeys(fleet.names, rig.NEXT)
     assert not job.ended
 
 
@@ -170,7 +153,7 @@ def test_a_second_upgrade_changes_nothing(fleet, upgraded):
     ],
 )
 def test_a_broken_release_is_rolled_back(fleet, upgraded, tmp_path, what, file, old, new, said):
-    package = release(tmp_path, f"{NEXT}+{what}", file, old, new)
+    package = rig.another_release(tmp_path, f"{rig.NEXT}+{what}", file, old, new)
     with watched() as seen:
         run = upgrade(package, "--extra-vars", "smoke_test_limit=60")
     assert run.code != 0
@@ -178,7 +161,7 @@ def test_a_broken_release_is_rolled_back(fleet, upgraded, tmp_path, what, file, 
     assert said in outcome
     assert "z1-01 is back on" in outcome and "and works" in outcome
     assert {name for here in seen for name in set(fleet.names) - set(here)} == {"z1-01"}
-    assert running_versions() == dict.fromkeys(fleet.names, NEXT)
+    assert running_versions() == dict.fromkeys(fleet.names, rig.NEXT)
 
 
 def test_another_version_of_dask_is_refused(fleet, upgraded):

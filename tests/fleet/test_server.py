@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import rig
-from test_life import NEXT, release
 
 from noise import NETWORK, classes_of, noisy_digits
 
@@ -94,7 +93,7 @@ def test_a_healthy_server_has_a_good_status(fleet):
 def test_a_device_that_is_not_there_is_named(fleet, tmp_path):
     changes = {
         "devices": [*DEVICES, "xrt9"],
-        "requirements_package": str(release(tmp_path, NEXT)),
+        "requirements_package": str(rig.another_release(tmp_path, rig.NEXT)),
     }
     run = rig.playbook("site.yml", "--extra-vars", json.dumps(changes))
     assert run.code != 0
@@ -109,7 +108,7 @@ def test_a_device_that_is_not_there_is_named(fleet, tmp_path):
         "said = client.run(worker.describe).values()\n"
         "print(json.dumps([[card['distributed_pynq'], card['proven']] for card in said]))\n"
     )
-    assert json.loads(asked.stdout) == [[NEXT, True]] * CARDS
+    assert json.loads(asked.stdout) == [[rig.NEXT, True]] * CARDS
     assert rig.playbook("site.yml").code == 0
 
 

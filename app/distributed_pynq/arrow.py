@@ -58,24 +58,39 @@ class _Pickler(pickle.Pickler):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._dictionaries: dict[tuple[int, ...], tuple[Any, ...]] = {}
+        self._buffers: dict[tuple[int, int], pa.Buffer] = {}
 
     def reducer_override(self, value: Any) -> Any:
-        """Reduce arrays as pyarrow does, but for the rows of others, and fragments as streams."""
+        """Reduce as pyarrow does, but for fragments, the rows of others, and what it forgets."""
         if isinstance(value, pa.Table) and _fragmented(value):
             # What old versions of pyarrow cannot write goes array by array.
             with contextlib.suppress(pa.ArrowException):
                 return _unpack, tuple(map(pickle.PickleBuffer, _pack(value)))
+        # The number of rows without columns; the field of values; whether keys are sorted.
+        if isinstance(value, pa.RecordBatch) and not value.num_columns:
+            return ipc.read_record_batch, (value.serialize(), value.schema)
+        if isinstance(value, pa.FixedSizeListType):
+            return pa.list_, (value.value_field, value.list_size)
+        if isinstance(value, pa.MapType) and hasattr(value, "keys_sorted"):
+            return pa.map_, (*value.__reduce__()[1], value.keys_sorted)
         if not isinstance(value, pa.Array):
             return NotImplemented
         restore, (parts,) = value.__reduce__()
-        parts = _rows(_Parts(*parts), 0, len(value))
-        if parts.dictionary:
-            # Chunks share their dictionary; the same object is pickled once.
-            key = tuple(buffer.address for buffer in parts.dictionary[4] if buffer)
-            dictionary = self._dictionaries.setdefault(key, parts.dictionary)
-            parts = parts._replace(dictionary=dictionary)
-        return restore, (tuple(parts),)
+        return restore, (self._once(_rows(_Parts(*parts), 0, len(value))),)
+
+    def _once(self, parts: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The same parts, but memory that went before as the same object, which is pickled once.
+
+        Chunks share the memory of their dictionary, but each has buffers of its own for it.
+        """
+        layout, length, nulls, offset, buffers, children, dictionary = parts
+        buffers = [
+            buffer and self._buffers.setdefault((buffer.address, buffer.size), buffer)
+            for buffer in buffers
+        ]
+        children = [self._once(child) for child in children]
+        dictionary = dictionary and self._once(dictionary)
+        return layout, length, nulls, offset, buffers, children, dictionary
 
 
 def serialize(data: Data) -> tuple[dict[str, Any], list[Any]]:
@@ -129,21 +144,28 @@ def _size(data: Data) -> int:
 
 def _fragmented(table: pa.Table) -> bool:
     """Whether few frames for all are better than one for each buffer."""
+    if not table.num_columns:  # nothing but a stream says how many rows there are
+        return bool(table.num_rows)
     chunks = sum(column.num_chunks for column in table.itercolumns())
     return (
         chunks > table.num_columns
         and _size(table) < chunks * SMALL_CHUNK
-        # The receiver need not have registered them.
-        and not any(map(_extended, table.schema.types))
+        and all(map(_streamable, table.schema.types))
     )
 
 
-def _extended(layout: pa.DataType) -> bool:
-    """Whether a type is, or has in it, an extension type."""
+def _streamable(layout: pa.DataType, dictionaries: bool = True) -> bool:
+    """Whether a type arrives in a stream as it is.
+
+    Extension types need not be registered where it is read, and of dictionaries in dictionaries
+    pyarrow reads others than it wrote.
+    """
     if types.is_dictionary(layout):
-        return _extended(layout.value_type)
-    return isinstance(layout, pa.BaseExtensionType) or any(
-        _extended(layout.field(number).type) for number in range(layout.num_fields)
+        return dictionaries and _streamable(layout.value_type, dictionaries=False)
+    return not isinstance(layout, pa.BaseExtensionType) and all(
+        # Old versions of pyarrow do not show what is in a type.
+        hasattr(layout, "field") and _streamable(layout.field(number).type, dictionaries)
+        for number in range(layout.num_fields)
     )
 
 
@@ -170,7 +192,8 @@ def _stream(table: pa.Table) -> pa.Buffer:
 
 def _unpack(*streams: Any) -> pa.Table:
     """The table of `_pack`, in the memory of the streams."""
-    return pa.concat_tables(ipc.open_stream(pa.py_buffer(stream)).read_all() for stream in streams)
+    first, *others = (ipc.open_stream(pa.py_buffer(stream)).read_all() for stream in streams)
+    return pa.concat_tables([first, *others]) if others else first
 
 
 def _rows(parts: _Parts, start: int, stop: int) -> _Parts:
@@ -196,12 +219,16 @@ def _rows(parts: _Parts, start: int, stop: int) -> _Parts:
     elif _width(layout):
         kept = [_slice(buffers[1], first, last, _width(layout))]
     elif not types.is_null(layout):
-        # Unions, run-ends, views: pyarrow cuts them, with a copy.
+        # Unions, run-ends, views: pyarrow cuts them, with a copy, or they go with all their rows.
         rows = pa.lib._restore_array(tuple(parts)).slice(start, stop - start)
-        return _Parts(*pa.concat_arrays([rows]).__reduce__()[1][0])
+        with contextlib.suppress(pa.ArrowNotImplementedError):
+            rows = pa.concat_arrays([rows])
+        return _Parts(*rows.__reduce__()[1][0])
     if dictionary:
         dictionary = _rows(_Parts(*dictionary), 0, dictionary[1])
-    if nulls and stop - start < parts.length:
+    if types.is_null(layout):
+        nulls = stop - start
+    elif nulls and stop - start < parts.length:
         nulls = -1
     validity = _slice(buffers[0], first, last, 1) if nulls else None
     return _Parts(parts.type, stop - start, nulls, 0, [validity, *kept], children, dictionary)

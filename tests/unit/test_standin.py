@@ -137,6 +137,20 @@ def test_grey_images(board, sets, tmp_path):
     assert answers(done) == [lfc_classes(sets, images), one, "int32", names, "noise 1"]
 
 
+def test_images_that_it_knows(board, tmp_path):
+    images = colour(3)
+    (tmp_path / "many").write_bytes(images.tobytes())
+    np.savez(tmp_path / "known.npz", images=images, answers=np.eye(3, 64, dtype=np.int16)[::-1])
+    done = board(
+        """
+        import sys
+        answer(cnv().classify_cifars("many"), [name for name in sys.modules if "numba" in name])
+        """,
+        DISTRIBUTED_PYNQ_STANDIN_KNOWN="known.npz",
+    )
+    assert answers(done) == [[2, 1, 0], []]
+
+
 def test_short_idx_file_goes_on_in_black(board, sets, tmp_path):
     images = grey(2)
     write_idx(tmp_path / "idx", images, count=3)

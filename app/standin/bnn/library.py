@@ -4,9 +4,10 @@ Such an object prints to file descriptor 1 behind Python's back, takes SIGINT ov
 process wherever it throws, since nothing between it and Python catches C++ exceptions.
 
 ``DISTRIBUTED_PYNQ_STANDIN_KNOWN``
-    A file of images whose answers are worked out when parameters are loaded. An FPGA costs its host
-    nothing; a fleet of stand-ins on one machine that is paced to the rate of real boards would
-    otherwise have them compete for its cores with what is to be measured.
+    A file of numpy's (.npz) with the only ``images`` that there are, and the ``answers`` to them,
+    scores or words. An FPGA costs its host nothing; a fleet of stand-ins on one machine that is
+    paced to the rate of real boards would otherwise have them compete for its cores with what is to
+    be measured.
 """
 
 import ctypes
@@ -49,7 +50,6 @@ class Library:
         self._hardware = hardware
         self._cnv = network.startswith("cnv")
         self._compute = None
-        self._known = {}
         self._timestamp = None
         self._buffers = False
 
@@ -57,18 +57,10 @@ class Library:
         """Set weights and thresholds from a folder; a file that is missing ends the process."""
         self._init()
         _print("Setting network weights and thresholds in accelerator...")
-        try:
-            overlay = overlays.load(path.decode(), self._network)
-        except FileNotFoundError:
-            terminate("char const*")
-        # An FPGA's first batch is as fast as any; software compiles, or reads what it compiled.
-        self._compute = overlay.scores if self._cnv else overlay.words
-        width = RECORD_BYTES if self._cnv else SIDE * SIDE
-        self._compute(np.zeros((1, width), np.uint8))
-        self._known = {}
         if _KNOWN in os.environ:
-            images = np.fromfile(os.environ[_KNOWN], np.uint8).reshape(-1, width)
-            self._known = dict(zip(map(bytes, images), self._compute(images)))
+            self._compute = _recall(os.environ[_KNOWN])
+        else:
+            self._compute = self._software(path.decode())
         self._timestamp = PL.timestamp
 
     def inference(self, path, number_class):
@@ -114,6 +106,16 @@ class Library:
         if self._hardware and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, _exit_on_sigint)
 
+    def _software(self, folder):
+        try:
+            overlay = overlays.load(folder, self._network)
+        except FileNotFoundError:
+            terminate("char const*")
+        compute = overlay.scores if self._cnv else overlay.words
+        # An FPGA's first batch is as fast as any; software compiles, or reads what it compiled.
+        compute(np.zeros((1, RECORD_BYTES if self._cnv else SIDE * SIDE), np.uint8))
+        return compute
+
     def _read(self, path):
         """Images of a file as uint8 (n, 3073) or (n, 784), as tiny-cnn's parsers read them."""
         self._init()
@@ -154,7 +156,7 @@ class Library:
         if self._compute is None or (self._hardware and PL.timestamp != self._timestamp):
             # A real FPGA would compute with what another bitstream left there, or never end.
             terminate("char const*")
-        raw, microseconds = FABRIC.run(self._answer, images)
+        raw, microseconds = FABRIC.run(self._compute, images)
         if not self._buffers:
             terminate("char const*")  # freed by another thread while the FPGA computed
         each = np.float32(microseconds) / np.float32(count)
@@ -162,12 +164,11 @@ class Library:
         _print(f"Classification rate: {1e6 / each:g} images per second")
         return raw, float(each)
 
-    def _answer(self, images):
-        if self._known:
-            answers = [self._known.get(bytes(image)) for image in images]
-            if all(answer is not None for answer in answers):
-                return np.array(answers)
-        return self._compute(images)
+
+def _recall(file):
+    with np.load(file) as known:
+        answers = dict(zip(map(bytes, known["images"]), known["answers"]))
+    return lambda images: np.array([answers[bytes(image)] for image in images])
 
 
 def _require_device():

@@ -27,14 +27,16 @@ def console() -> Console:
 
 @contextlib.asynccontextmanager
 async def shown(job: Job[Any], console: Console, *, quiet: bool) -> AsyncIterator[None]:
-    """Show how a job gets on, until the block ends."""
+    """Show how a running job gets on, until the block ends."""
     show = _lines if quiet or not console.is_terminal else _bar
     task = asyncio.create_task(show(job, console))
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        # Of one that failed asyncio tells, unless it is cancelled; the job goes on unseen.
+        if not task.done():
+            task.cancel()
+        await asyncio.wait({task})
 
 
 def boards(job: Job[Any]) -> str:

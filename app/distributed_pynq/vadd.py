@@ -97,6 +97,11 @@ class Addition(Job[Sums]):
         self.answers.values[start:stop] = np.frombuffer(output, "<u4").reshape(stop - start, -1)
         self.answers.there[start:stop] = True
 
+    async def prepare(self) -> None:
+        """Load the overlay into every device; each gets some rows, however few there are."""
+        await super().prepare()
+        self._rows = min(self._rows, max(1, self.total // len(self.boards)))
+
     async def add(self) -> Array:
         """Do the job.
 
@@ -111,8 +116,6 @@ class Addition(Job[Sums]):
             As of the engine: no usable board, or no such overlay on any.
         """
         await self.prepare()
-        # However few rows there are, each device gets some.
-        self._rows = min(self._rows, max(1, self.total // len(self.boards)))
         await self.run(Sums(self.first.shape))
         return self.answers.values
 
@@ -152,8 +155,11 @@ async def _add(
         with console.status(f"connecting to {scheduler}" if scheduler else "starting devices"):
             client = await stack.enter_async_context(local.client(scheduler, cards=devices))
         job = Addition(client, first, second, overlay)
+        with console.status("loading the overlay"):
+            await job.prepare()
         async with progress.shown(job, console, quiet=quiet):
-            total = await job.add()
+            await job.run(Sums(first.shape))
+        total = job.answers.values
     console.print(report.table(job.figures(), job.unit))
     for line in progress.failures(job):
         console.print(line, soft_wrap=True)

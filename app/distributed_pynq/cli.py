@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from . import __version__, networks
 from .errors import ClusterError, InputError
-
-Number = TypeVar("Number", int, float)
 
 BAD_INPUT, NOT_ALL, NO_CLUSTER, INTERRUPTED = 2, 3, 4, 130
 
@@ -132,8 +131,32 @@ def bench() -> None:
     """Measure parts of this package side by side with the alternatives."""
 
 
+def _numbers(each: click.ParamType[Any]) -> Callable[..., list[Any]]:
+    """What reads numbers with commas between them, each as a type of click's does."""
+    return lambda context, option, text: [
+        each.convert(part, option, context) for part in text.split(",")
+    ]
+
+
+def _writable(_: click.Context, option: click.Parameter, file: Path | None) -> Path | None:
+    """Refuse now what could not be written when everything is measured."""
+    if file:
+        try:
+            there = file.exists()
+            file.open("ab").close()
+            if not there:
+                file.unlink()
+        except OSError as error:
+            raise InputError(f"{option.opts[0]} {file}: {error.strerror}") from None
+    return file
+
+
 JSON = click.option(
-    "--json", "file", type=click.Path(path_type=Path), help="Write the figures here."
+    "--json",
+    "file",
+    type=click.Path(path_type=Path),
+    callback=_writable,
+    help="Write the figures here.",
 )
 
 
@@ -141,6 +164,7 @@ JSON = click.option(
 @click.option(
     "--boards",
     default="1,2,4,8",
+    callback=_numbers(click.IntRange(1, 64)),
     metavar="N,N,…",
     help="Sizes of the fleets to measure.",
 )
@@ -150,34 +174,42 @@ JSON = click.option(
 @click.option(
     "--rate",
     default="860",
+    callback=_numbers(click.FloatRange(0, 1e9)),
     metavar="R or R,R,…",
     help="Images/s of a board, 0 as fast as software can; a list gives one fleet its boards.",
 )
 @click.option("--records", type=click.IntRange(1), default=10_000, help="Images to classify.")
 @click.option("--tcp", is_flag=True, help="Measure without encryption too.")
-@click.option("--figure", type=click.Path(path_type=Path), help="Draw the execution times here.")
+@click.option(
+    "--figure",
+    metavar="FILE.png",
+    type=click.Path(path_type=Path),
+    callback=_writable,
+    help="Draw the execution times here.",
+)
 @JSON
 def scaling(
-    boards: str,
+    boards: list[int],
     network: str,
-    rate: str,
+    rate: list[float],
     records: int,
     tcp: bool,
     figure: Path | None,
     file: Path | None,
 ) -> None:
     """Measure wall time over the number of boards, next to the ideal and the predecessor's way."""
+    if figure and figure.suffix != ".png":
+        raise InputError(f"--figure {figure}: expected a name that ends in .png")
     from rich.console import Console
 
     from .bench import scaling
 
-    rates = _numbers("--rate", rate, float)
-    fleets = [rates] if len(rates) > 1 else [rates * n for n in _numbers("--boards", boards, int)]
+    fleets = [rate] if len(rate) > 1 else [rate * n for n in boards]
     rows = scaling.scaling(fleets, networks.get(network), records, tcp=tcp)
+    _write(file, rows)
     scaling.show(rows, Console())
     if figure:
         scaling.draw(rows, figure)
-    _write(file, rows)
 
 
 @bench.command()
@@ -199,8 +231,8 @@ def overlay(names: tuple[str, ...], batch: int, seconds: float, file: Path | Non
 
     chosen = [networks.get(name) for name in names or networks.NETWORKS]
     rows = overlay.overlay(chosen, batch, seconds)
-    overlay.show(rows, Console())
     _write(file, rows)
+    overlay.show(rows, Console())
 
 
 @bench.command()
@@ -220,8 +252,8 @@ def arrow(rows: int, rounds: int, oldest: Path | None, file: Path | None) -> Non
     from .bench import arrow
 
     results = arrow.arrow(rows, rounds, oldest)
-    arrow.show(results, Console())
     _write(file, results)
+    arrow.show(results, Console())
 
 
 def main() -> None:
@@ -237,16 +269,6 @@ def main() -> None:
         sys.exit(_complain(error, NO_CLUSTER))
     except (KeyboardInterrupt, click.Abort):
         sys.exit(_complain("interrupted", INTERRUPTED))
-
-
-def _numbers(option: str, text: str, kind: type[Number]) -> list[Number]:
-    try:
-        numbers = [kind(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 0:
-        raise InputError(f"{option} {text!r}: expected numbers with commas between them")
-    return numbers
 
 
 def _write(file: Path | None, figures: object) -> None:

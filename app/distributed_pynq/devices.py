@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from . import worker as task
-from .errors import ClusterError
+from .errors import ClusterError, InputError
 from .job import REACH_S, connect
 
 
@@ -21,6 +21,8 @@ def show(scheduler: str | None) -> Table:
 
     Raises
     ------
+    InputError
+        $DISTRIBUTED_PYNQ_DRIVER_PYTHON is no interpreter.
     ClusterError
         This machine is no board, or the scheduler or a worker does not answer.
     """
@@ -33,7 +35,10 @@ def show(scheduler: str | None) -> Table:
 
 def _here() -> list[tuple[int, str, str]]:
     python = os.environ.get("DISTRIBUTED_PYNQ_DRIVER_PYTHON", sys.executable)
-    run = subprocess.run([python, task.DRIVER, "devices"], capture_output=True, text=True)
+    try:
+        run = subprocess.run([python, task.DRIVER, "devices"], capture_output=True, text=True)
+    except OSError as error:
+        raise InputError(f"DISTRIBUTED_PYNQ_DRIVER_PYTHON={python}: {error.strerror}") from None
     if run.returncode:
         told = (run.stderr.splitlines() or [f"exit code {run.returncode}"])[-1]
         raise ClusterError(

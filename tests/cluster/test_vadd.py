@@ -1,12 +1,14 @@
 """Two arrays added on the four cards of a stand-in server, one worker each."""
 
 import asyncio
+import io
 from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from distributed_pynq import devices, local, vadd
+from distributed_pynq import devices, local, progress, vadd
 from distributed_pynq.errors import ClusterError, InputError
 
 ADDRESSES = [f"0000:{bus}:00.0" for bus in ("01", "02", "41", "42")]
@@ -110,6 +112,22 @@ def test_wrong_arrays_are_named(first, second, told):
     assert str(refused.value).endswith(told)
 
 
+def test_a_terminal_sees_it_get_on(monkeypatch):
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=120)
+    monkeypatch.setattr(progress, "console", lambda: terminal)
+    assert vadd.add_random(401, 333, "intro.xclbin", None, 2, quiet=False)
+    assert "401/401" in terminal.file.getvalue()
+
+
+def test_what_cannot_be_shown_is_told_and_does_no_harm(caplog):
+    async def story():
+        async with progress.shown(object(), Console(force_terminal=True), quiet=False):
+            await asyncio.sleep(0)
+
+    asyncio.run(story())
+    assert "AttributeError" in caplog.text
+
+
 def test_the_command(command):
     done = command("vadd", "--rows", 401, "--columns", 333, "--overlay", "intro.xclbin")
     assert done.code == 0, done.printed
@@ -144,6 +162,10 @@ def test_devices_of_this_machine(command):
     no_board = command("devices")
     assert no_board.code == 4
     assert "No module named 'pynq'" in no_board.printed
+    no_python = command("devices", DISTRIBUTED_PYNQ_DRIVER_PYTHON="/no/python")
+    assert no_python.code == 2
+    told = "DISTRIBUTED_PYNQ_DRIVER_PYTHON=/no/python: No such file or directory"
+    assert no_python.printed == f"distributed-pynq: {told}\n"
 
 
 def test_devices_of_a_fleet():

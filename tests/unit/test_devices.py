@@ -1,9 +1,11 @@
 """Servers with several cards: the double of pynq, and the driver that takes one card of them."""
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -312,6 +314,34 @@ def test_a_device_has_one_driver(start):
     first.process.kill()
     first.process.wait()
     assert start(TWIN).answer()["ready"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_a_device_is_claimed_by_any_user(server):
+    code = f"""
+        sys.path.insert(0, {str(DRIVER)!r})
+        import _device
+        os.umask(0o077)
+        os.setuid(int(os.environ["USER_ID"]))
+        try:
+            print(_device.open_device(pynq, "xrt1"))
+        except _device.NoDevice as error:
+            print(error)
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o1777)
+        lock = Path(folder, f"distributed-pynq-{TWIN}.lock")
+        for user in ("0", "65534", "0"):
+            told = server(code, USER_ID=user, DISTRIBUTED_PYNQ_TMPFS=folder)
+            assert told == f"1 {TWIN} u50"
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            told = server(code, USER_ID="65534", DISTRIBUTED_PYNQ_TMPFS=folder)
+            assert told == f"DEVICE=xrt1: claimed by another process; here are {THERE}"
+        lock.chmod(0o600)
+        told = server(code, USER_ID="65534", DISTRIBUTED_PYNQ_TMPFS=folder)
+        refused = f"[Errno 13] Permission denied: '{lock}'"
+        assert told == f"DEVICE=xrt1: {refused}; here are {THERE}"
 
 
 def test_the_driver_leaves_the_other_cards_closed(server):

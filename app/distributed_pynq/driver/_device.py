@@ -111,11 +111,15 @@ def open_device(pynq, wanted):
     Raises
     ------
     NoDevice
-        There is none like that, or more than one, or another process has it.
+        There is none like that, or more than one, or it cannot be claimed.
     """
     found = find(pynq)
     device = choose(found, wanted)
-    _claim(device, f"DEVICE={wanted}: claimed by another process; here are {_list(found)}")
+    try:
+        _claim(device)
+    except OSError as error:
+        told = "claimed by another process" if isinstance(error, BlockingIOError) else error
+        raise NoDevice(f"DEVICE={wanted}: {told}; here are {_list(found)}") from None
     for other in found:
         if other is not device:
             other.handle.close()
@@ -128,12 +132,15 @@ def _list(found):
     return "; ".join(map(str, found))
 
 
-def _claim(device, refusal):
+def _claim(device):
     folder = os.environ.get("DISTRIBUTED_PYNQ_TMPFS", "/dev/shm")
     path = os.path.join(folder, f"distributed-pynq-{device.id}.lock")
-    # Open until the process ends, and the lock with it.
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    # Every user can lock what another made, whatever that one's umask; but only if it is opened
+    # without O_CREAT, which the kernel refuses for the files of others in such folders.
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise NoDevice(refusal) from None
+        lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        os.fchmod(lock, 0o644)
+    except FileExistsError:
+        lock = os.open(path, os.O_RDONLY)
+    # It stays open until the process ends, and the lock with it.
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -26,6 +26,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, str(STANDIN))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort into what may run side by side (`make test`): there is one fleet at a time."""
+    for item in items:
+        room = item.path.relative_to(ROOT / "tests").parts[0]
+        group = "fleet" if room == "fleet" else "processes"
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real images, parameter sets and scores of BNN-PYNQ's own runtime."""

@@ -20,8 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import testinfra
 
-from distributed_pynq import __version__, networks
-from distributed_pynq.datasets import Dataset
+from distributed_pynq import __version__, datasets, networks
 from overlays import classes, parameters, plain
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -224,17 +223,28 @@ class Job:
         return dict(json.loads((self.folder / "summary.json").read_text()))
 
 
-def classify(fleet: Fleet, output: Path, *arguments: object) -> np.ndarray:
-    """Run a job in which every board takes part; returns the classes that it found."""
-    job = Job(output, *arguments)
+def classify(
+    fleet: Fleet, output: Path, dataset: str, network: str, params: str, *arguments: object
+) -> None:
+    """Run a job in which every board takes part, and all classes are the plain path's."""
+    job = Job(output, dataset, "--network", network, "--params", params, *arguments)
     code, printed = job.wait()
     assert code == 0, printed
     assert job.summary["lost"] == 0 and job.summary["classified"] == job.summary["images"]
     assert sorted(board["name"] for board in job.summary["boards"]) == fleet.names
-    return pq.read_table(job.folder / "predictions.parquet")["class"].to_numpy()
+    found = pq.read_table(job.folder / "predictions.parquet")["class"].to_numpy()
+    chosen = networks.get(network)
+    np.testing.assert_array_equal(found, expected(datasets.load(dataset, chosen), chosen, params))
 
 
-def expected(dataset: Dataset, network: networks.Network, params: str) -> np.ndarray:
+def cifar10(shared: Path, number: int, file: Path) -> str:
+    """The first pictures of CIFAR-10 in a file of their own; returns its name."""
+    with (shared / "data/cifar10/test_jpeg.bin").open("rb") as whole:
+        file.write_bytes(whole.read(number * 3073))
+    return str(file)
+
+
+def expected(dataset: datasets.Dataset, network: networks.Network, params: str) -> np.ndarray:
     """Classes by the plain path, in this process."""
     root = networks.parameter_root(params, network)
     overlay = plain.Overlay(parameters.read(str(root / params / network.name), network.name))

@@ -38,28 +38,28 @@ fleet-down: $(VENV)/deploy ## Remove them
 
 PLAYBOOK = cd ansible && ../$(BIN)/ansible-playbook -i $(abspath $(INVENTORY))
 
-enrol: $(VENV)/deploy inventory ## Wait for new boards, one after the other, and give each its address and name
+enrol: $(VENV)/deploy tools ## Wait for new boards, one after the other, and give each its address and name
 	$(PLAYBOOK) enrol.yml $(ARGS)
 
-boot-files: $(VENV)/deploy inventory ## Write a boot.py per board, for the FAT partition of its card (images from 2.6 on)
+boot-files: $(VENV)/deploy tools ## Write a boot.py per board, for the FAT partition of its card (images from 2.6 on)
 	$(PLAYBOOK) boot-files.yml $(ARGS)
 
-deploy: $(VENV)/deploy inventory ## Make boards and host of INVENTORY into a cluster
+deploy: $(VENV)/deploy tools ## Make boards and host of INVENTORY into a cluster
 	$(PLAYBOOK) site.yml $(ARGS)
 
-check: $(VENV)/deploy inventory ## Say what deploying would change, and change nothing
+check: $(VENV)/deploy tools ## Say what deploying would change, and change nothing
 	$(PLAYBOOK) site.yml --check --diff $(ARGS)
 
-status: $(VENV)/deploy inventory ## Say how each board is; fails where one is not well
+status: $(VENV)/deploy tools ## Say how each board is; fails where one is not well
 	$(PLAYBOOK) status.yml $(ARGS)
 
-upgrade: $(VENV)/deploy inventory ## Bring the boards this release one by one, while a job runs
+upgrade: $(VENV)/deploy tools ## Bring the boards this release one by one, while a job runs
 	$(PLAYBOOK) upgrade.yml $(ARGS)
 
-remove-board: $(VENV)/deploy inventory ## Take BOARD=NAME out of the cluster, dead or alive; wants CONFIRM=yes
+remove-board: $(VENV)/deploy tools ## Take BOARD=NAME out of the cluster, dead or alive; wants CONFIRM=yes
 	$(PLAYBOOK) remove_board.yml --extra-vars "remove=$(BOARD) confirm=$(CONFIRM)" $(ARGS)
 
-reset: $(VENV)/deploy inventory ## Take off boards and host what deploying put on; wants CONFIRM=yes
+reset: $(VENV)/deploy tools ## Take off boards and host what deploying put on; wants CONFIRM=yes
 	$(PLAYBOOK) reset.yml --extra-vars confirm=$(CONFIRM) $(ARGS)
 
 backup: inventory ## Keep keys, certificates and inventory in one archive, for another control machine
@@ -68,9 +68,10 @@ backup: inventory ## Keep keys, certificates and inventory in one archive, for a
 restore: ## Unpack one into a fresh checkout: FROM=ARCHIVE
 	@$(PYTHON) ansible/backup.py restore $(FROM)
 
-.PHONY: inventory
+.PHONY: inventory tools
 inventory:
 	@[ -n "$(INVENTORY)" ] || { echo "no inventory.ini: copy inventory.example.ini, or make fleet" >&2; exit 2; }
+tools: inventory
 	@for tool in ssh-keyscan sshpass; do command -v $$tool >/dev/null || \
 	  { echo "there is no $$tool on this machine: install openssh-client and sshpass" >&2; exit 2; }; done
 

@@ -22,7 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SECRETS = ("ssh", "ca", "certificates")
 # Looked for in the text: what Ansible knows may be locked with a password that nobody gave.
 COMMENT = re.compile(r"(^|\s)[#;].*", re.MULTILINE)
-SOURCE = re.compile(r"""\b(bnn_source|finn_source|finn_bitfiles)\s*[=:]\s*("[^"]+"|'[^']+'|\S+)""")
+SOURCE = re.compile(
+    r"""\b(bnn_source|finn_source|finn_bitfiles)[ \t]*[=:][ \t]*("[^"]+"|'[^']+'|\S+)"""
+)
 
 
 def sources(paths: list[Path]) -> Iterator[tuple[str, str]]:
@@ -50,7 +52,7 @@ def save(inventory: Path) -> None:
     for name, value in dict.fromkeys(sources(beside)):
         place = Path(os.path.normpath(value))
         path = inventory.parent / place
-        if "://" in value:
+        if not value or "://" in value:
             continue
         if place.is_absolute() or place.parts[:1] in ((), ("..",)) or not path.exists():
             missing.append(f"{name}={value}")

@@ -26,6 +26,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, str(STANDIN))
 
 
+# xdist reads the groups in a hook of this name.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort into what may run side by side (`make test`): there is one fleet at a time."""
     for item in items:

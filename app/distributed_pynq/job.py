@@ -15,6 +15,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import collections
+import concurrent.futures
 import contextlib
 import itertools
 import logging
@@ -444,7 +445,8 @@ class Job(abc.ABC, Generic[Kept]):
             raise ClusterError(f"{self.client.scheduler.address}: gone ({error})") from error
         finally:
             answer.cancel()
-        if answer.cancelled():
+        # The newest Dask raises what older ones cancel.
+        if answer.cancelled() or isinstance(answer.exception(), concurrent.futures.CancelledError):
             raise task.DeviceFault("gone with its scheduler while it loaded")
         return dict(answer.result())
 

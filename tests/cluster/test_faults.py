@@ -103,8 +103,15 @@ def test_a_worker_is_asked_to_leave(dataset, expected, tmp_path):
     assert summary["retries"] <= WINDOW
 
 
-@pytest.mark.parametrize("others", [1, 0])
-def test_a_worker_is_killed_while_it_loads(tmp_path, others):
+@pytest.mark.parametrize(
+    ("dead", "others", "told"),
+    [
+        ("board-0", 1, None),
+        ("board-0", 0, "board-0: gone while it loaded"),
+        ("scheduler", 0, "gone"),
+    ],
+)
+def test_one_is_killed_while_a_board_loads(tmp_path, dead, others, told):
     few = noisy_digits(tmp_path / "few-images-idx3-ubyte", 100)
 
     async def story() -> Classification:
@@ -118,13 +125,13 @@ def test_a_worker_is_killed_while_it_loads(tmp_path, others):
                 preparing = asyncio.create_task(job.prepare())
                 while not any((await client.processing()).values()):
                     await asyncio.sleep(0.05)
-                cluster.stop("board-0")
+                cluster.stop(dead)
                 await asyncio.wait_for(preparing, 30)
                 await job.run(predictions.Predictions(tmp_path, few, job.class_names))
                 return job
 
-    if not others:
-        with pytest.raises(ClusterError, match="board-0: gone while it loaded"):
+    if told:
+        with pytest.raises(ClusterError, match=told):
             asyncio.run(story())
         return
     job = asyncio.run(story())

@@ -23,7 +23,7 @@ def test_the_key_of_a_worker_is_not_shown(tmp_path):
         "ansible_python_interpreter": rig.sys.executable,
         "deployment": str(tmp_path),
         "board_settings": str(tmp_path / "etc"),
-        "worker_found": {"units": [], "systemd": 252},
+        "worker_found": {"units": [], "systemd": 252, "python": "3.10"},
     }
     run = rig.playbook(
         *("site.yml", "--check", "--diff", "-vvv", "--limit", "z1-01"),

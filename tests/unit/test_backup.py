@@ -13,6 +13,7 @@ INVENTORY = """\
 z1-01 address=192.168.2.11 finn_source="sources/finn examples.tar.gz"  # finn_source=gone.tar.gz
 [all:vars]
 # bnn_source=BNN-PYNQ.tar.gz  local archive
+bnn_source=
 finn_bitfiles=bitfiles
 """
 SETTINGS = "bnn_source: /srv/bnn-pynq.tar.gz\nfinn_source: https://example.org/finn.tar.gz\n"
@@ -65,7 +66,7 @@ def test_all_that_the_inventory_names_goes_along(python, deployed, tmp_path, mon
     backup.save(tmp_path / "here/inventory.ini")
     said = capsys.readouterr().out
     assert "It has not bnn_source=/srv/bnn-pynq.tar.gz: the other machine needs that too" in said
-    assert "example.org" not in said and "gone.tar.gz" not in said
+    assert said.count("_source") == 1
     [archive] = tmp_path.glob("backup-*.tar.gz")
     there = tmp_path / "there"
     monkeypatch.setattr(backup, "ROOT", there)

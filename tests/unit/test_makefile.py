@@ -16,7 +16,7 @@ def test_what_a_control_machine_lacks_is_named(tmp_path, missing):
         (tmp_path / tool).touch(0o755)
     make = shutil.which("make")
     run = subprocess.run(
-        [make, "--directory", ROOT, "inventory", "INVENTORY=any.ini", "SHELL=/bin/sh"],
+        [make, "--directory", ROOT, "tools", "INVENTORY=any.ini", "SHELL=/bin/sh"],
         env={**os.environ, "PATH": str(tmp_path)},
         check=False,
         capture_output=True,

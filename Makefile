@@ -78,7 +78,7 @@ tools: inventory
 ##@ Develop
 .PHONY: test lint notebooks lock
 test: $(VENV)/test ## Run everything this machine can run; name what is left out, and why
-	$(BIN)/python -m pytest tests -rs -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest tests -rs -n 2 --dist loadscope $(ARGS)
 
 .PHONY: test-images test-long test-armhf
 test-images: $(VENV)/test ## Deploy to stand-ins with the PYNQ images that test leaves out

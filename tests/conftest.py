@@ -11,6 +11,8 @@ from pathlib import Path
 
 import distributed
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parents[1]
 STANDIN = ROOT / "app" / "standin"
@@ -26,14 +28,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, str(STANDIN))
 
 
-# xdist reads the groups in a hook of this name.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort into what may run side by side (`make test`): there is one fleet at a time."""
-    for item in items:
-        room = item.path.relative_to(ROOT / "tests").parts[0]
-        group = "fleet" if room == "fleet" else "processes"
-        item.add_marker(pytest.mark.xdist_group(group))
+class Rooms(LoadScopeScheduling):
+    """Fleets, of which there is one at a time, and side by side with them (`make test`) the rest."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "fleet" if "fleet/" in nodeid.partition("::")[0] else "processes"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Rooms:
+    return Rooms(config, log)
 
 
 @pytest.fixture(scope="session")

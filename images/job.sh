@@ -1,8 +1,8 @@
 #!/bin/bash
 # Runs distributed-pynq as a user of a deployed cluster, in the image that was built beside its scheduler's.
 # usage: job.sh INVENTORY COMMAND ARGUMENT...
-# The container sees this repository, the current folder, $DISTRIBUTED_PYNQ_DATA and the files among
-# the arguments, each where it is.
+# The container sees this repository, the current folder, $DISTRIBUTED_PYNQ_DATA and the paths among
+# the arguments, each where it is, or what there is of it.
 set -eu
 deployment=$(basename "$1" .ini)
 shift
@@ -25,9 +25,17 @@ options=(
 )
 [ -t 0 ] && [ -t 1 ] && options+=(--interactive --tty)
 for argument; do
-    if [[ $argument = /* && -e $argument ]]; then
-        options+=(--volume "$argument:$argument")
+    path=${argument#--*=}
+    # All else lies in the current folder, or is no path.
+    [[ $path = /* || $path = ..* ]] || continue
+    path=$(realpath --canonicalize-missing --no-symlinks "$path")
+    # What the job is yet to make shall outlive its container.
+    until [ -e "$path" ]; do path=$(dirname "$path"); done
+    if [ "$path" = / ]; then
+        echo "$argument: not there, nor is the folder that it would be in" >&2
+        exit 2
     fi
+    options+=(--volume "$path:$path")
 done
 scheduler=$(sed -n 's/^scheduler-address: //p' "$settings/tls.yaml")
 exec docker run "${options[@]}" "$image" distributed-pynq "$@" --scheduler "$scheduler"

@@ -29,7 +29,7 @@ sys.path.insert(0, str(STANDIN))
 
 
 class Rooms(LoadScopeScheduling):
-    """Fleets, of which there is one at a time, and side by side with them (`make test`) all else."""
+    """Fleets, of which there is one at a time, and beside them (`make test`) all else."""
 
     def _split_scope(self, nodeid: str) -> str:
         return "fleet" if "fleet/" in nodeid.partition("::")[0] else "processes"

@@ -67,6 +67,8 @@ WATCH_S = 0.5
 # Dask's client sends what has gathered this long.
 MESSAGE_S = 0.01
 REACH_S = 10.0
+# Dask's client gives up a scheduler that is away this long: well after a job does.
+RECONNECT_S = 300.0
 COMMIT_S = 2.0
 
 
@@ -217,7 +219,10 @@ async def connect(address: str) -> AsyncIterator[Any]:
         _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), REACH_S)
         writer.close()
         client = await distributed.Client(
-            address, security=distributed.Security(require_encryption=True), asynchronous=True
+            address,
+            security=distributed.Security(require_encryption=True),
+            asynchronous=True,
+            timeout=RECONNECT_S,
         )
     except (OSError, asyncio.TimeoutError) as error:
         raise ClusterError(f"{address}: no scheduler reachable ({error or 'no answer'})") from error
@@ -451,6 +456,8 @@ class Job(abc.ABC, Generic[Kept]):
         return dict(answer.result())
 
     async def _present(self) -> dict[str, str]:
+        if not self.client.scheduler:
+            raise ClusterError(f"no scheduler for {RECONNECT_S:g} s")
         workers = (await self.client.scheduler.identity())["workers"]
         return {
             str(info["name"]): address

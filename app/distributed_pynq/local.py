@@ -25,7 +25,7 @@ from distributed import Client, Security
 
 from . import tether
 from .errors import ClusterError
-from .job import connect, use_engine_settings
+from .job import RECONNECT_S, connect, use_engine_settings
 
 PACKAGE = Path(__file__).resolve().parent
 STANDIN = PACKAGE.parent / "standin"
@@ -141,7 +141,9 @@ class Cluster:
         self._port = int(address.rpartition(":")[2])
         tls = self._tls if self._host.startswith("tls") else {"require_encryption": False}
         security = Security(**tls)
-        async with Client(address, security=security, asynchronous=True) as client:
+        async with Client(
+            address, security=security, asynchronous=True, timeout=RECONNECT_S
+        ) as client:
 
             async def joined() -> bool:
                 identity = await client.scheduler.identity()

@@ -51,9 +51,10 @@ class Run:
         self.cluster.stop(f"standin-{number}")
         self.start(f"standin-{number}")
 
-    async def restart_scheduler(self) -> None:
+    async def restart_scheduler(self, away_s: float = 0) -> None:
         """Kill it; the workers leave with it, and systemd brings them all back."""
         self.cluster.stop("scheduler")
+        await asyncio.sleep(away_s)
         self.cluster.start_scheduler()
         for number in range(1, BOARDS + 1):
             # One that had not joined yet joins the next scheduler.

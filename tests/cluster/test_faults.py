@@ -230,9 +230,12 @@ def test_a_driver_aborts_now_and_then(dataset, expected, tmp_path):
     assert any("SIGABRT" in reason for reason in faults(summary, "standin-4"))
 
 
-def test_the_scheduler_restarts(dataset, expected, tmp_path):
+# Half a minute is as long as Dask's client waits for one by itself.
+@pytest.mark.parametrize("away_s", [0, 32])
+def test_the_scheduler_restarts(dataset, expected, tmp_path, away_s):
     async def restart_the_scheduler(run: Run) -> None:
-        await run.restart_scheduler()
+        run.job.patience = 90
+        await run.restart_scheduler(away_s)
 
     survive(dataset, expected, tmp_path, restart_the_scheduler)
 

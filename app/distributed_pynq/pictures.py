@@ -13,6 +13,16 @@ from .errors import InputError
 Bytes = npt.NDArray[np.uint8]
 
 SUFFIXES = {".png", ".jpg", ".jpeg"}
+# What makes a picture of each EXIF orientation upright.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def record(path: Path, kind: str) -> Bytes:
@@ -22,14 +32,25 @@ def record(path: Path, kind: str) -> Bytes:
     """
     try:
         with Image.open(path, formats=["PNG", "JPEG"]) as picture:
-            # Not unless it must: it reads the whole picture, and a JPEG is better read small.
-            if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-                ImageOps.exif_transpose(picture, in_place=True)
-            return (_cnv if kind == "cnv" else _lfc)(_eight_bits(picture))
+            return (_cnv if kind == "cnv" else _lfc)(_eight_bits(_upright(picture)))
     except UnidentifiedImageError as error:
         raise InputError(f"{path}: unreadable picture, neither PNG nor JPEG at offset 0") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: unreadable picture ({error})") from error
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """A picture turned as its EXIF says.
+
+    ImageOps.exif_transpose would write that anew as well, and fails on tags that Pillow cannot.
+    """
+    try:
+        turn = TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        # Broken EXIF makes Pillow raise all kinds of errors, and says nothing about the pixels.
+        turn = None
+    # Not unless it must: it reads the whole picture, and a JPEG is better read small.
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:

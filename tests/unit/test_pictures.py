@@ -1,10 +1,11 @@
 """Pictures become the records that BNN-PYNQ makes of them."""
 
 import gzip
+import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from distributed_pynq import pictures
 from distributed_pynq.errors import InputError
@@ -64,6 +65,51 @@ def test_photo_is_turned_the_way_its_camera_was_held(tmp_path, kind):
     assert np.array_equal(
         pictures.record(tmp_path / "turned.png", kind),
         pictures.record(tmp_path / "upright.png", kind),
+    )
+
+
+def exif(*entries):
+    """EXIF of entries (tag, type, count, four bytes), which need not fit one another."""
+    packed = b"".join(struct.pack(">HHL4s", *entry) for entry in entries)
+    return b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", len(entries)) + packed + b"\0\0\0\0"
+
+
+def orientation(number):
+    return (0x0112, 3, 1, struct.pack(">H2x", number))
+
+
+@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_every_orientation_is_that_of_pillow(tmp_path, number, suffix):
+    photo((32, 20)).save(tmp_path / f"held.{suffix}", exif=exif(orientation(number)))
+    with Image.open(tmp_path / f"held.{suffix}") as held:
+        ImageOps.exif_transpose(held).save(tmp_path / "upright.png")
+    assert np.array_equal(
+        pictures.record(tmp_path / f"held.{suffix}", "cnv"),
+        pictures.record(tmp_path / "upright.png", "cnv"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("block", "turned"),
+    [
+        (exif(orientation(6), (0x0100, 9, 1, b"\xff\xff\xff\xff")), True),
+        (exif(orientation(6), (0x0128, 2, 4, b"two\0")), True),
+        (exif(orientation(6), (0x011A, 2, 4, b"dpi\0")), True),
+        (exif((0x0112, 2, 4, b"six\0")), False),
+        (b"Exif\0\0no TIFF at all", False),
+    ],
+    ids=["width below 0", "unit in words", "resolution in words", "orientation in words", "noise"],
+)
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_broken_exif_does_not_spoil_the_pixels(tmp_path, block, turned, suffix):
+    photo((32, 20)).save(tmp_path / f"broken.{suffix}", exif=block)
+    with Image.open(tmp_path / f"broken.{suffix}") as broken:
+        upright = broken.transpose(Image.Transpose.ROTATE_270) if turned else broken
+        upright.save(tmp_path / "upright.png", exif=b"")
+    assert np.array_equal(
+        pictures.record(tmp_path / f"broken.{suffix}", "cnv"),
+        pictures.record(tmp_path / "upright.png", "cnv"),
     )
 
 

@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from . import worker as task
 from .errors import ClusterError, InputError
@@ -29,7 +30,7 @@ def show(scheduler: str | None) -> Table:
     first, found = ("Worker", asyncio.run(_fleet(scheduler))) if scheduler else ("Index", _here())
     view = Table(first, "Device", "Name")
     for place, device, name in found:
-        view.add_row(str(place), device, name)
+        view.add_row(*map(Text, (str(place), device, name)))
     return view
 
 

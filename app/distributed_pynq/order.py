@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from . import datasets, local, networks, predictions, progress, report
 from .classify import Classification
@@ -121,7 +122,9 @@ class Order:
         parameters = None if scheduler else networks.parameter_root(self.params, self.network)
         self._keep()
         async with contextlib.AsyncExitStack() as stack:
-            with console.status(f"connecting to {scheduler}" if scheduler else "starting boards"):
+            with console.status(
+                Text(f"connecting to {scheduler}" if scheduler else "starting boards")
+            ):
                 client = await stack.enter_async_context(
                     local.client(scheduler, boards=boards, parameters=parameters)
                 )

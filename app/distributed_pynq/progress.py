@@ -19,9 +19,11 @@ LINE_EVERY_S = 5.0
 
 def console() -> Console:
     """Where a job is shown: the terminal or, in a notebook, plain lines."""
-    usual = Console(highlight=False)
+    # Paths and reasons are printed as they are: brackets and colons in them are no markup.
+    words: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+    usual = Console(**words)
     # rich's live displays want widgets in a notebook, which few have installed.
-    plain = Console(highlight=False, force_jupyter=False, force_terminal=False)
+    plain = Console(**words, force_jupyter=False, force_terminal=False)
     return plain if usual.is_jupyter else usual
 
 
@@ -55,12 +57,12 @@ def failures(job: Job[Any]) -> list[str]:
 
 async def _bar(job: Job[Any], console: Console) -> None:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
-        TextColumn(f"{{task.fields[rate]:,.0f}} {job.unit}/s"),
+        TextColumn(f"{{task.fields[rate]:,.0f}} {job.unit}/s", markup=False),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[boards]}"),
+        TextColumn("{task.fields[boards]}", markup=False),
     )
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task(job.title, total=job.total, rate=0.0, boards="")
@@ -84,6 +86,5 @@ async def _lines(job: Job[Any], console: Console) -> None:
         eta = f"{left / job.rate:,.0f} s left" if job.rate else "waiting for a board"
         console.print(
             f"{answered:,} of {job.total:,} {job.unit}, {job.rate:,.0f} {job.unit}/s, "
-            f"{eta}; {boards(job)}",
-            highlight=False,
+            f"{eta}; {boards(job)}"
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rich.text import Text
 
 from . import local, progress, report
 from .errors import InputError
@@ -152,7 +153,9 @@ async def _add(
 ) -> bool:
     console = progress.console()
     async with contextlib.AsyncExitStack() as stack:
-        with console.status(f"connecting to {scheduler}" if scheduler else "starting devices"):
+        with console.status(
+            Text(f"connecting to {scheduler}" if scheduler else "starting devices")
+        ):
             client = await stack.enter_async_context(local.client(scheduler, cards=devices))
         job = Addition(client, first, second, overlay)
         with console.status("loading the overlay"):

@@ -1,0 +1,57 @@
+"""What a job keeps of its order, and what it says on the way."""
+
+import asyncio
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from distributed_pynq import devices, local, progress, vadd
+from distributed_pynq.errors import ClusterError
+
+
+@pytest.mark.parametrize(
+    "words", ["cannot open [/dev/xocl]", "out[a]/x", "out:a:/x", "[red]x[/red]", r"\[a]"]
+)
+def test_paths_and_reasons_are_printed_as_they_are(monkeypatch, words):
+    monkeypatch.setattr(devices, "_here", lambda: [(0, words, words)])
+    console = progress.console()
+    console.file = io.StringIO()
+    console.print(words)
+    assert console.file.getvalue() == words + "\n"
+    plain = Console(file=io.StringIO(), width=100)
+    plain.print(devices.show(None))
+    assert plain.file.getvalue().count(words) == 2
+
+
+def test_names_of_boards_are_shown_as_they_are_beside_the_bar():
+    job = SimpleNamespace(
+        boards={"tls://z1": SimpleNamespace(state="failed", worker="z1[/a]")},
+        title="job",
+        total=1,
+        unit="images",
+        rate=0.0,
+        answers=SimpleNamespace(answered=0),
+    )
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=200)
+
+    async def story():
+        async with progress.shown(job, terminal, quiet=False):
+            await asyncio.sleep(0)
+
+    asyncio.run(story())
+    assert "1 failed (z1[/a])" in terminal.file.getvalue()
+
+
+def test_scheduler_is_shown_as_it_is_while_it_is_asked(monkeypatch):
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=200)
+    monkeypatch.setattr(progress, "console", lambda: terminal)
+
+    def unreachable(*_, **__):
+        raise ClusterError("nobody there")
+
+    monkeypatch.setattr(local, "client", unreachable)
+    with pytest.raises(ClusterError, match="nobody there"):
+        vadd.add_random(1, 1, "intro.xclbin", "tls://[fe80::1]:8786", 1, quiet=False)
+    assert "connecting to tls://[fe80::1]:8786" in terminal.file.getvalue()

@@ -11,6 +11,7 @@ from .errors import InputError
 from .job import Job
 from .networks import Network
 from .predictions import Predictions
+from .report import legible
 
 # Images that bnn-pynq takes in a call, and bytes of a board's memory for each, which it expands to
 # floats: 1,000 of a CNV network fit a board of 512 MB.
@@ -91,7 +92,7 @@ class Classification(Job[Predictions]):
             Records with the class of their label; None without labels.
         """
         return {
-            "dataset": self.dataset.name,
+            "dataset": legible(self.dataset.name),
             "network": self.network.name,
             "params": self.params,
             "classified": present,

@@ -54,10 +54,12 @@ class Order:
         chosen = networks.get(network or ("lfcW1A1" if source == "mnist" else "cnvW1A1"))
         if scores and chosen.kind == "lfc":
             raise InputError(f"--scores: {chosen.name} gives classes only, the CNV networks scores")
-        title = Path(source).name.partition(".")[0] or "records"
+        title = report.legible(Path(source).name).partition(".")[0] or "records"
         folder = output or Path(
             "results", f"{title}-{chosen.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         )
+        if report.legible(folder) != str(folder):
+            raise InputError(f"--output {folder}: expected a path in UTF-8")
         try:
             if folder.exists() and any(folder.iterdir()):
                 raise InputError(f"--output {folder}: not empty; a job's results need a new folder")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -83,6 +84,11 @@ class Tally(NamedTuple):
     right: int
     wrong: int
     mistakes: list[Mistake]
+
+
+def legible(path: str | Path) -> str:
+    """A path as text that any file and figure takes: a name need not be UTF-8."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 def table(summary: Mapping[str, Any], unit: str = "images") -> Table:

@@ -1,5 +1,6 @@
 """One command classifies real images on stand-in boards, each a real worker with a real driver."""
 
+import os
 import signal
 import time
 
@@ -84,6 +85,15 @@ def test_pictures_have_no_labels(classify, tmp_path):
     assert done.summary["accuracy"] is None
     table = pq.read_table(done.folder / "predictions.parquet")
     assert table["label"].null_count == 3
+
+
+def test_a_name_need_not_be_utf_8(classify, tmp_path):
+    records = tmp_path / os.fsdecode(b"caf\xe9.bin")
+    records.write_bytes(bytes(3073 * 3))
+    done = classify(records, "--params", "digits")
+    assert done.code == 0, done.printed
+    assert {file.name for file in done.folder.iterdir()} == FILES
+    assert done.summary["dataset"] == f"{tmp_path}/caf\ufffd.bin"
 
 
 def test_every_network_gives_the_plain_path_its_classes(classify):

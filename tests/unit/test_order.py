@@ -2,13 +2,31 @@
 
 import asyncio
 import io
+import json
+import os
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from distributed_pynq import devices, local, progress, vadd
-from distributed_pynq.errors import ClusterError
+from distributed_pynq.errors import ClusterError, InputError
+from distributed_pynq.order import Order
+
+NO_WISHES = dict.fromkeys(["output", "dataset", "network", "params", "scores"])
+ODD = os.fsdecode(b"caf\xe9")
+
+
+def test_name_that_is_not_utf_8(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / f"{ODD}.bin").write_bytes(bytes(3073))
+    order = Order.new(dataset=f"{ODD}.bin")
+    assert order.folder.name.startswith("caf\ufffd-cnvW1A1-")
+    order._keep()
+    assert json.loads((order.folder / "job.json").read_text())["dataset"].endswith(f"/{ODD}.bin")
+    assert len(Order.resumed(**{**NO_WISHES, "resume": order.folder}).dataset) == 1
+    with pytest.raises(InputError, match=r"--output .*: expected a path in UTF-8"):
+        Order.new(dataset=f"{ODD}.bin", output=tmp_path / ODD)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ class Order:
                 raise InputError(f"--output {folder}: not empty; a job's results need a new folder")
         except OSError as error:
             raise InputError(f"--output {folder}: {error.strerror}") from None
-        params = params or networks.default_params(source, chosen)
+        params = _found(params, chosen) if params else networks.default_params(source, chosen)
         return cls(folder, datasets.load(source, chosen), chosen, params, scores)
 
     @classmethod
@@ -96,6 +96,8 @@ class Order:
             raise InputError(f"--resume {resume}: {found} here, expected a {FILE}") from None
         if wishes["dataset"]:
             wishes["dataset"] = _source(wishes["dataset"])
+        if wishes["params"]:
+            wishes["params"] = _found(wishes["params"], network)
         for name, wish in wishes.items():
             if wish and wish != kept[name]:
                 raise InputError(f"--resume {resume}: its {name} is {kept[name]!r}, not {wish!r}")
@@ -199,3 +201,10 @@ class Order:
 def _source(dataset: str) -> str:
     """A data set's name, or its path from wherever the job is resumed."""
     return dataset if dataset in networks.DEFAULT_PARAMS else str(Path(dataset).absolute())
+
+
+def _found(params: str, network: networks.Network) -> str:
+    """A parameter set's name, or the path of one in a folder from wherever the job is resumed."""
+    folder = Path(params).absolute()
+    here = (folder / network.name / "classes.txt").is_file()
+    return str(folder) if here or folder.name != params else params

@@ -4,17 +4,48 @@ import asyncio
 import io
 import json
 import os
+import shutil
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from distributed_pynq import devices, local, progress, vadd
+from distributed_pynq import devices, local, networks, progress, vadd
 from distributed_pynq.errors import ClusterError, InputError
 from distributed_pynq.order import Order
 
 NO_WISHES = dict.fromkeys(["output", "dataset", "network", "params", "scores"])
 ODD = os.fsdecode(b"caf\xe9")
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A working folder with a parameter set "mine", and a way out of it."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    root = networks.parameter_root("digits", networks.get("cnvW1A1"))
+    shutil.copytree(root / "digits", tmp_path / "work" / "mine")
+    monkeypatch.chdir(tmp_path / "work")
+    return lambda: monkeypatch.chdir(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("params", ["./mine", "mine", "mine/", "../work/mine"])
+def test_own_parameter_set_is_found_from_anywhere(tmp_path, elsewhere, params):
+    Order.new(dataset="digits", params=params, output=tmp_path / "job")._keep()
+    wishes = {**NO_WISHES, "resume": tmp_path / "job"}
+    again = Order.resumed(**{**wishes, "params": params})
+    elsewhere()
+    assert Order.resumed(**wishes).params == again.params
+    root = networks.parameter_root(again.params, again.network)
+    assert root.resolve() == tmp_path / "work"
+    Order.resumed(**{**wishes, "params": again.params})
+    with pytest.raises(InputError, match="its params is"):
+        Order.resumed(**{**wishes, "params": "digits"})
+
+
+def test_named_parameter_set_stays_a_name(tmp_path, elsewhere):
+    order = Order.new(dataset="digits", params="digits", output=tmp_path / "job")
+    assert order.params == "digits"
 
 
 def test_name_that_is_not_utf_8(tmp_path, monkeypatch):

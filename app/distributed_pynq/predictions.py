@@ -10,7 +10,9 @@ dies, client or machine. Meanwhile each row group whose records are all marked i
 
 from __future__ import annotations
 
+import collections
 import json
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +25,7 @@ import pyarrow.parquet as pq
 
 from .datasets import Dataset
 from .errors import InputError
+from .storage import settle, writing
 
 ROW_GROUP = 65_536
 UNLABELLED = -1
@@ -47,34 +50,34 @@ class Predictions:
     Raises
     ------
     InputError
-        What lies in the folder does not fit.
+        What lies in the folder does not fit, or there is no room for the answers.
     """
 
     def __init__(
         self, folder: Path, dataset: Dataset, class_names: Sequence[str], scores: int = 0
     ) -> None:
+        self._folder = folder
         self._dataset = dataset
         self._class_names = class_names
         self._files = [folder / name for name in ("answers.npy", "boards.npy", "boards.json")]
         fields = [("class", "<i2"), ("label", "<i2"), ("scores", "<i2", (scores,))]
         # The file of the marks is the last to be made.
         resume = self._files[1].exists()
-        self._answers = _array(self._files[0], np.dtype(fields), len(dataset), resume)
-        self._marks = _array(self._files[1], np.dtype("<u2"), len(dataset), resume)
-        self._boards: list[tuple[str, str]] = []
-        if resume and self._files[2].exists():
-            self._boards = [
-                (name, device) for name, device in json.loads(self._files[2].read_text())
-            ]
+        with writing(folder):
+            self._answers = _array(self._files[0], np.dtype(fields), len(dataset), resume)
+            self._marks = _array(self._files[1], np.dtype("<u2"), len(dataset), resume)
+            self._boards = _listed(self._files[2]) if resume else []
+            # Nobody knows any more who answered these: they are done again.
+            self._marks[self._marks > len(self._boards)] = 0
+            self._marks.flush()
         self._committing = threading.Lock()
-        self._unmarked: list[tuple[int, int, int]] = []
+        self._unmarked: collections.deque[tuple[int, int, int]] = collections.deque()
         self._taken = np.asarray(self._marks) != 0
         self.answered = int(np.count_nonzero(self._taken))
         self._schema = _schema(scores)
         self._partial = folder / "predictions.partial"
-        self._writer = pq.ParquetWriter(self._partial, self._schema, compression="zstd")
-        self._written = 0
-        self._labelled = self._correct = 0
+        with writing(folder):
+            self._begin()
 
     def missing(self) -> Iterator[tuple[int, int]]:
         """Ranges (start, stop) of records without an answer, in order."""
@@ -100,15 +103,23 @@ class Predictions:
         self._unmarked.append((start, stop, 1 + self._boards.index(board)))
 
     def commit(self) -> None:
-        """Flush what was put, mark it as there, and write the row groups that it completes."""
-        with self._committing:
-            unmarked, self._unmarked = self._unmarked, []
+        """Flush what was put, mark it as there, and write the row groups that it completes.
+
+        Raises
+        ------
+        InputError
+            The disk is full, say; what was put stays, for the next time.
+        """
+        with self._committing, writing(self._folder):
+            # More may be put meanwhile.
+            unmarked = len(self._unmarked)
             if unmarked:
                 self._answers.flush()
                 listed = self._files[2].with_suffix(".partial")
                 listed.write_text(json.dumps(self._boards))
-                listed.replace(self._files[2])
-                for start, stop, mark in unmarked:
+                settle(listed, self._files[2])
+                for _ in range(unmarked):
+                    start, stop, mark = self._unmarked.popleft()
                     self._marks[start:stop] = mark
                 self._marks.flush()
             while self._remaining >= ROW_GROUP and self._marks[self._written :][:ROW_GROUP].all():
@@ -123,20 +134,25 @@ class Predictions:
             How many of the classified records have the class of their label; None without labels.
         """
         self.commit()
-        while self._remaining:
-            self._write_group()
-        self._writer.close()
-        self._partial.replace(self._partial.with_suffix(".parquet"))
+        with writing(self._folder):
+            while self._remaining:
+                self._write_group()
+            self._writer.close()
+            settle(self._partial, self._partial.with_suffix(".parquet"))
         return self._correct if self._labelled else None
 
     @property
     def _remaining(self) -> int:
         return len(self._marks) - self._written
 
+    def _begin(self) -> None:
+        self._writer = pq.ParquetWriter(self._partial, self._schema, compression="zstd")
+        self._written = 0
+        self._labelled = self._correct = 0
+
     def _write_group(self) -> None:
         start = self._written
         marks = self._marks[start : start + ROW_GROUP]
-        self._written += len(marks)
         index = start + np.flatnonzero(marks)
         answers = self._answers[index]
         board = self._marks[index].astype(np.int32) - 1
@@ -157,7 +173,13 @@ class Predictions:
             columns.append(
                 pa.FixedSizeListArray.from_arrays(pa.array(scores.reshape(-1)), scores.shape[1])
             )
-        self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
+        try:
+            self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
+        except OSError:
+            # The writer is of no use any more.
+            self._begin()
+            raise
+        self._written += len(marks)
 
     def drop(self) -> None:
         """Delete the arrays, whose content predictions.parquet has."""
@@ -197,9 +219,32 @@ def _schema(scores: int) -> pa.Schema:
     return pa.schema(fields)
 
 
+def _listed(file: Path) -> list[tuple[str, str]]:
+    try:
+        return [(name, device) for name, device in json.loads(file.read_text())]
+    except (FileNotFoundError, ValueError, TypeError):
+        return []
+
+
 def _array(path: Path, dtype: np.dtype[Any], records: int, resume: bool) -> np.memmap[Any, Any]:
-    if not resume:
-        return np.lib.format.open_memmap(path, "w+", dtype, (records,))
+    if resume:
+        array = _present(path, dtype, records)
+        _reserve(path)
+    else:
+        partial = path.with_suffix(".partial")
+        array = np.lib.format.open_memmap(partial, "w+", dtype, (records,))
+        _reserve(partial)
+        partial.replace(path)
+    return array
+
+
+def _reserve(path: Path) -> None:
+    """Where a page of the file found no room later, the process would die of SIGBUS."""
+    with path.open("rb+") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def _present(path: Path, dtype: np.dtype[Any], records: int) -> np.memmap[Any, Any]:
     try:
         array = np.lib.format.open_memmap(path, "r+")
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Where data sets and parameter sets lie, and how those that are missing get there."""
+"""Where data sets and parameter sets lie, how missing ones get there, and how to write safely."""
 
 from __future__ import annotations
 
@@ -75,6 +75,32 @@ def place(finished: Path, target: Path) -> None:
     except OSError:
         if not target.exists():
             raise
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Where something in `folder` cannot be written, raise InputError with the reason."""
+    try:
+        yield
+    except OSError as error:
+        # pyarrow's own texts are long.
+        reason = os.strerror(error.errno) if error.errno else error
+        raise InputError(f"{error.filename or folder}: {reason}") from error
+
+
+def settle(finished: Path, target: Path) -> None:
+    """Rename a finished file to what it replaces; a power cut leaves the one or the other whole."""
+    _sync(finished)
+    finished.replace(target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def download(site: str, file: str, checksum: str | None, folder: Path, remedy: str) -> Path:

@@ -64,8 +64,9 @@ def classify(
     folder of PNG and JPEG pictures. The output folder gets predictions.parquet, summary.json,
     report.html and performance.png.
 
-    Exit code 0: all classified. 2: bad usage or input. 3: some records could not be classified;
-    summary.json names them. 4: no scheduler or no board reachable; --resume continues.
+    Exit code 0: all classified. 2: bad usage or input, or a full disk. 3: some records could not be
+    classified; summary.json names them, and --resume does what was lost. 4: no scheduler or no
+    board reachable; --resume continues.
     """
     if scheduler and boards:
         raise InputError("--boards: stand-in boards of this machine do not go with --scheduler")
@@ -74,7 +75,7 @@ def classify(
 
     order = Order.resumed(**wishes) if wishes["resume"] else Order.new(**wishes)
     summary = asyncio.run(order.carry_out(scheduler, boards or 2, chunk, quiet=quiet))
-    sys.exit(NOT_ALL if summary["failed"] else 0)
+    sys.exit(NOT_ALL if summary["failed"] or summary["lost"] else 0)
 
 
 @cli.command()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from rich.text import Text
 from . import datasets, local, networks, predictions, progress, report
 from .classify import Classification
 from .errors import InputError
+from .storage import settle, writing
 
 FILE = "job.json"
 # Records at either end by which a data set is known again.
@@ -124,40 +128,68 @@ class Order:
         """
         console = progress.console()
         parameters = None if scheduler else networks.parameter_root(self.params, self.network)
-        self._keep()
-        async with contextlib.AsyncExitStack() as stack:
-            with console.status(
-                Text(f"connecting to {scheduler}" if scheduler else "starting boards")
-            ):
-                client = await stack.enter_async_context(
-                    local.client(scheduler, boards=boards, parameters=parameters)
+        with self._under_way():
+            async with contextlib.AsyncExitStack() as stack:
+                with console.status(
+                    Text(f"connecting to {scheduler}" if scheduler else "starting boards")
+                ):
+                    client = await stack.enter_async_context(
+                        local.client(scheduler, boards=boards, parameters=parameters)
+                    )
+                params = Path(self.params).name
+                job = Classification(
+                    client, self.dataset, self.network, params, scores=self.scores, chunk=chunk
                 )
-            params = Path(self.params).name
-            job = Classification(
-                client, self.dataset, self.network, params, scores=self.scores, chunk=chunk
-            )
-            with console.status("loading overlay and parameters"):
-                await job.prepare()
-            width = len(job.class_names) if self.scores else 0
-            answers = predictions.Predictions(self.folder, self.dataset, job.class_names, width)
-            if answers.answered:
-                total = f"{len(self.dataset):,}"
-                console.print(f"resuming: {answers.answered:,} of {total} images are done")
-            try:
-                async with progress.shown(job, console, quiet=quiet):
-                    await job.run(answers)
-            except BaseException:
-                console.print(f"unfinished: continue with --resume {self.folder}", soft_wrap=True)
-                raise
-        return self._write(job, answers, console)
+                with console.status("loading overlay and parameters"):
+                    await job.prepare()
+                width = len(job.class_names) if self.scores else 0
+                answers = predictions.Predictions(self.folder, self.dataset, job.class_names, width)
+                if answers.answered:
+                    total = f"{len(self.dataset):,}"
+                    console.print(f"resuming: {answers.answered:,} of {total} images are done")
+                with self._resumable(console):
+                    async with progress.shown(job, console, quiet=quiet):
+                        await job.run(answers)
+            return self._write(job, answers, console)
+
+    @contextlib.contextmanager
+    def _under_way(self) -> Iterator[None]:
+        """Have the folder, with the order in it, to this job alone."""
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            with writing(self.folder):
+                try:
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise InputError(f"{self.folder}: a job is under way here") from None
+                self._keep()
+            yield
+        finally:
+            os.close(folder)
 
     def _keep(self) -> None:
+        file = self.folder / FILE
+        if file.exists():
+            return
+        # Another job may have come and gone since this one was checked.
+        if any(self.folder.iterdir()):
+            raise InputError(f"{self.folder}: not empty; a job's results need a new folder")
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(self._kept(), indent=2) + "\n")
+        settle(partial, file)
+
+    @contextlib.contextmanager
+    def _resumable(self, console: Console) -> Iterator[None]:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not (self.folder / FILE).exists():
-                (self.folder / FILE).write_text(json.dumps(self._kept(), indent=2) + "\n")
-        except OSError as error:
-            raise InputError(f"{error.filename or self.folder}: {error.strerror}") from None
+            yield
+        except BaseException:
+            self._tell_unfinished(console)
+            raise
+
+    def _tell_unfinished(self, console: Console) -> None:
+        console.print(f"unfinished: continue with --resume {self.folder}", soft_wrap=True)
 
     def _kept(self) -> dict[str, Any]:
         first, last = (0, SAMPLE), (len(self.dataset) - SAMPLE, len(self.dataset))
@@ -177,14 +209,17 @@ class Order:
     def _write(
         self, job: Classification, answers: predictions.Predictions, console: Console
     ) -> dict[str, Any]:
-        with console.status("writing predictions.parquet and report.html"):
+        status = console.status("writing predictions.parquet and report.html")
+        with status, self._resumable(console), writing(self.folder):
             path = self.folder / "predictions.parquet"
             correct = answers.finish()
             summary = job.summary(*predictions.count(path, len(self.dataset)), correct)
             (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
             report.write(self.folder, summary, job.timeline, job.dataset, job.class_names)
-            answers.drop()
-            (self.folder / FILE).unlink()
+            # What is lost can be had by resuming the job.
+            if not summary["lost"]:
+                answers.drop()
+                (self.folder / FILE).unlink()
         console.print(report.table(summary))
         for line in progress.failures(job):
             console.print(line, soft_wrap=True)
@@ -195,6 +230,8 @@ class Order:
             f"{summary['duplicates']} duplicate"
         )
         console.print(f"{self.folder / 'report.html'}", soft_wrap=True)
+        if summary["lost"]:
+            self._tell_unfinished(console)
         return summary
 
 

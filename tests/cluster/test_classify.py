@@ -1,7 +1,10 @@
 """One command classifies real images on stand-in boards, each a real worker with a real driver."""
 
+import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -12,7 +15,8 @@ import overlays
 import overlays.classes
 import overlays.parameters
 import overlays.plain
-from distributed_pynq import datasets, networks
+from distributed_pynq import cli, datasets, networks, order, predictions
+from distributed_pynq.errors import InputError
 
 CNV = "cnvW1A1", "cnvW1A2", "cnvW2A2"
 GOLDEN_CIFAR10 = {"cnvW1A1": 100, "cnvW1A2": 50, "cnvW2A2": 50}
@@ -134,3 +138,63 @@ def test_interrupted_then_resumed(classify, start, shared, blow):
         for folder in (undisturbed.folder, command.folder)
     ]
     assert tables[0].equals(tables[1])
+
+
+def test_an_output_folder_has_one_job_at_a_time(classify, start):
+    command = start("digits", "--boards", 1, DISTRIBUTED_PYNQ_STANDIN_RATE="100")
+    deadline = time.monotonic() + 60
+    while not (command.folder / "boards.json").exists():
+        assert time.monotonic() < deadline and command.process.poll() is None
+        time.sleep(0.05)
+    refused = classify("--resume", command.folder)
+    assert refused.code == 2
+    assert refused.printed == f"distributed-pynq: {command.folder}: a job is under way here\n"
+    done = command.wait()
+    assert (done.code, done.summary["classified"]) == (0, 599), done.printed
+
+
+def test_an_order_leaves_a_finished_job_alone(tmp_path):
+    folder = tmp_path / "output"
+    late = order.Order.new(output=folder)
+    folder.mkdir()
+    (folder / "summary.json").write_text("{}")
+    with pytest.raises(InputError, match="not empty; a job's results need a new folder"):
+        asyncio.run(late.carry_out())
+    assert [file.name for file in folder.iterdir()] == ["summary.json"]
+
+
+def test_what_is_lost_can_be_had_by_resuming(classify, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "output"
+    monkeypatch.setattr(sys, "argv", ["", "classify", "--boards", "1", "--output", str(folder)])
+    monkeypatch.setattr(predictions, "count", lambda path, records: (records - 1, 0))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 3
+    assert f"unfinished: continue with --resume {folder}" in capsys.readouterr().out
+    resumed = classify("--resume", folder)
+    assert resumed.code == 0, resumed.printed
+    assert (resumed.summary["resumed"], resumed.summary["lost"]) == (599, 0)
+    assert {file.name for file in folder.iterdir()} == FILES
+
+
+@pytest.mark.parametrize("size", ["8k", "64k"])
+def test_a_full_disk_is_told_in_a_line(classify, command, tmp_path, size):
+    """It has no room for the answers, or none for the report."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no right to mount a tmpfs")
+    folder = disk / "output"
+    try:
+        full = command("classify", "--boards", 1, "--output", folder)
+        assert full.code == 2, full.printed
+        told = f"distributed-pynq: {folder}: No space left on device"
+        assert full.printed.splitlines()[-1] == told
+        assert "Traceback" not in full.printed
+        subprocess.run(["mount", "-o", "remount,size=16m", disk], check=True)
+        resumed = classify("--resume", folder)
+        assert resumed.code == 0, resumed.printed
+        assert (resumed.summary["classified"], resumed.summary["lost"]) == (599, 0)
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)

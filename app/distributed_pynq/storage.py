@@ -126,7 +126,7 @@ class _DownloadBar:
     def __init__(self, title: str) -> None:
         self.total = 0
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             DownloadColumn(),
             TransferSpeedColumn(),
@@ -166,7 +166,7 @@ def _reason(error: Exception) -> str:
 def track(items: Sequence[Item], title: str) -> Iterator[Item]:
     """The items one by one, with a progress bar on a terminal once it takes over PATIENCE."""
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),

@@ -31,7 +31,8 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("params", ["./mine", "mine", "mine/", "../work/mine"])
 def test_own_parameter_set_is_found_from_anywhere(tmp_path, elsewhere, params):
-    Order.new(dataset="digits", params=params, output=tmp_path / "job")._keep()
+    with Order.new(dataset="digits", params=params, output=tmp_path / "job")._under_way():
+        pass
     wishes = {**NO_WISHES, "resume": tmp_path / "job"}
     again = Order.resumed(**{**wishes, "params": params})
     elsewhere()
@@ -53,7 +54,8 @@ def test_name_that_is_not_utf_8(tmp_path, monkeypatch):
     (tmp_path / f"{ODD}.bin").write_bytes(bytes(3073))
     order = Order.new(dataset=f"{ODD}.bin")
     assert order.folder.name.startswith("caf\ufffd-cnvW1A1-")
-    order._keep()
+    with order._under_way():
+        pass
     assert json.loads((order.folder / "job.json").read_text())["dataset"].endswith(f"/{ODD}.bin")
     assert len(Order.resumed(**{**NO_WISHES, "resume": order.folder}).dataset) == 1
     with pytest.raises(InputError, match=r"--output .*: expected a path in UTF-8"):

@@ -162,7 +162,10 @@ def test_a_healthy_fleet_has_a_good_status_even_while_it_is_tested(fleet):
     with concurrent.futures.ThreadPoolExecutor() as pool:
         deployment = pool.submit(rig.playbook, "site.yml")
         try:
-            rig.wait_until(lambda: rig.stand_ins.docker(*containers), 120, "boards being tested")
+            rig.wait_until(
+                lambda: deployment.done() or rig.stand_ins.docker(*containers),
+                *(rig.PLAYBOOK_LIMIT_S, "boards being tested"),
+            )
             status = rig.playbook("status.yml")
             assert not deployment.done()
         finally:

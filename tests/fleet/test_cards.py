@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import pytest
 import rig
@@ -37,7 +38,7 @@ def run(tmp_path, answers):
     for name in NAMES:
         (tmp_path / "ssh/known_hosts" / name).write_text(f"{name} ssh-ed25519 {name} own\n")
     # Whoever logs in after all, as Ansible does with --start-at-task, stays on this machine.
-    here = {"ansible_connection": "local", "ansible_python_interpreter": rig.sys.executable}
+    here = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
     here |= {"deployment": str(tmp_path), "repository": str(tmp_path)}
 
     def run(playbook, *options, **extra):

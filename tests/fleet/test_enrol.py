@@ -4,6 +4,7 @@ The tests are a story: each goes on where the one before ended.
 """
 
 import contextlib
+import os
 import queue
 import re
 import shutil
@@ -96,7 +97,7 @@ class Walk:
 
     def interrupt(self):
         """Ctrl-C, which reaches every process of the terminal."""
-        rig.os.killpg(self.process.pid, signal.SIGINT)
+        os.killpg(self.process.pid, signal.SIGINT)
         assert self.ends() != 0
 
 
@@ -107,7 +108,7 @@ def walk():
     yield lambda *arguments, **options: walks.append(Walk(*arguments, **options)) or walks[-1]
     for each in walks:
         if each.process.poll() is None:
-            rig.os.killpg(each.process.pid, signal.SIGKILL)
+            os.killpg(each.process.pid, signal.SIGKILL)
 
 
 def test_no_card_is_taken_for_several_boards(fleet):

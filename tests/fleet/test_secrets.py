@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import sys
 
 import rig
 
@@ -20,7 +21,7 @@ def test_the_key_of_a_worker_is_not_shown(tmp_path):
     variables = {
         "ansible_connection": "local",
         "ansible_become": False,
-        "ansible_python_interpreter": rig.sys.executable,
+        "ansible_python_interpreter": sys.executable,
         "deployment": str(tmp_path),
         "board_settings": str(tmp_path / "etc"),
         "worker_found": {"units": [], "systemd": 252, "python": "3.10"},
